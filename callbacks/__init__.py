@@ -1,0 +1,1 @@
+"""Doors: Bluesky callbacks that import the house, never raise and never wait."""

@@ -1,0 +1,156 @@
+"""The conservation law: every announced frame is used, or named with a reason.
+
+``announced = used + superseded + duplicate + rejected + dropped + missing +
+in_flight``. ``announced`` counts every distinct frame that the run owes, once,
+and every repeated delivery. What does not add up is the residue: an alarm.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebl_stream.frames import Reason
+
+
+def ranges(indices: NDArray[np.int64]) -> list[list[int]]:
+    """Return sorted indices as half-open ranges ``[[start, stop), ...]``."""
+    if len(indices) == 0:
+        return []
+    breaks = np.flatnonzero(np.diff(indices) > 1)
+    starts = indices[np.r_[0, breaks + 1]]
+    stops = indices[np.r_[breaks, len(indices) - 1]] + 1
+    return [[int(a), int(b)] for a, b in zip(starts, stops, strict=True)]
+
+
+class Ledger:
+    """What became of the frames of one kind in one run."""
+
+    def __init__(self) -> None:
+        self._announced = np.zeros(0, bool)
+        self._refused: dict[int, tuple[str, Reason]] = {}
+        self._repeated: Counter[str] = Counter()
+        self._owed_elsewhere = np.zeros(0, bool)
+        self._promised = 0
+        self._closed = False
+        self.n_orphan = 0
+
+    def promise(self, n: int | None) -> None:
+        """Note how many distinct frames the plan or the stop document owes."""
+        self._promised = max(self._promised, n or 0)
+
+    @property
+    def n_owed(self) -> int:
+        """Distinct frames that the run owes, as far as known."""
+        # An index that a later one jumped over is owed, too.
+        owed = np.count_nonzero(~self._elsewhere(len(self._announced)))
+        return max(self._promised, int(owed))
+
+    @property
+    def n_promised(self) -> int:
+        """Distinct frames promised by plan or stop document; 0 when neither says."""
+        return self._promised
+
+    def announce(self, start: int, stop: int) -> None:
+        """Note frames that documents named for the first time."""
+        self._announced = _mark(self._announced, start, stop)
+
+    def set_aside(self, start: int, stop: int) -> None:
+        """Note indices that belong to frames of another kind in the same stream."""
+        self._owed_elsewhere = _mark(self._owed_elsewhere, start, stop)
+
+    def repeat(self, n: int, how: str) -> None:
+        """Note ``n`` repeated deliveries: ``duplicate`` or ``superseded``."""
+        self._repeated[how] += n
+
+    def reject(self, index: int, reason: Reason) -> None:
+        """Note a frame that cannot be used."""
+        self._refused[index] = ("rejected", reason)
+
+    def drop(self, index: int, reason: Reason) -> None:
+        """Note a usable frame that there was no room for."""
+        self._refused[index] = ("dropped", reason)
+
+    def accept(self, index: int) -> None:
+        """Note that a later delivery of a refused frame can be used."""
+        self._refused.pop(index, None)
+
+    def close(self) -> None:
+        """From now on, what was owed and not announced is missing."""
+        self._closed = True
+
+    def missing(self) -> NDArray[np.int64]:
+        """Return indices that are owed and were never announced, sorted."""
+        if not self._closed:
+            return np.zeros(0, np.int64)
+        known = len(self._announced)
+        absent = np.flatnonzero(~self._announced & ~self._elsewhere(known))
+        rest = max(0, self.n_owed - np.count_nonzero(self._announced) - len(absent))
+        tail = max(known, len(self._owed_elsewhere))
+        return np.concatenate([absent, np.arange(tail, tail + rest)])
+
+    def _elsewhere(self, n: int) -> NDArray[np.bool_]:
+        held = np.zeros(n, bool)
+        shared = self._owed_elsewhere[:n]
+        held[: len(shared)] = shared
+        return held
+
+    def report(self, used: Iterable[int]) -> dict[str, Any]:
+        """Return the ledger as published.
+
+        Parameters
+        ----------
+        used : iterable of int
+            Indices that are in the volume now, as the accumulator tells it (not as
+            this ledger believes), so that the residue can find a mistake.
+        """
+        used = set(used)
+        refused = {k: v for k, v in self._refused.items() if k not in used}
+        by = {
+            how: dict(Counter(reason for h, reason in refused.values() if h == how))
+            for how in ("rejected", "dropped")
+        }
+        missing = self.missing()
+        repeated = {k: self._repeated[k] for k in ("superseded", "duplicate")}
+        counts = {
+            "announced": self._n_announced(len(missing)) + sum(repeated.values()),
+            "used": len(used),
+            **repeated,
+            "rejected": sum(by["rejected"].values()),
+            "dropped": sum(by["dropped"].values()),
+            "missing": len(missing),
+            "in_flight": self._n_in_flight(used, refused),
+        }
+        residue = counts["announced"] - sum(
+            n for name, n in counts.items() if name != "announced"
+        )
+        return counts | {
+            "orphan": self.n_orphan,
+            "residue": residue,
+            "rejected_by": by["rejected"],
+            "dropped_by": by["dropped"],
+            "missing_indices": ranges(missing),
+        }
+
+    def _n_announced(self, n_missing: int) -> int:
+        return int(np.count_nonzero(self._announced)) + n_missing
+
+    def _n_in_flight(self, used: set[int], refused: dict[int, Any]) -> int:
+        """Announced frames that are neither in the volume nor refused yet."""
+        waiting = self._announced.copy()
+        done = [k for k in (*used, *refused) if k < len(waiting)]
+        waiting[done] = False
+        return int(np.count_nonzero(waiting))
+
+
+def _mark(marks: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.bool_]:
+    if stop > len(marks):
+        grown = np.zeros(max(stop, 1), bool)
+        grown[: len(marks)] = marks
+        marks = grown
+    marks[start:stop] = True
+    return marks

@@ -1,0 +1,306 @@
+"""A beamline's profile: validated data, never code.
+
+A profile is YAML, layered on ``profiles/default.yaml``: a key that it does not
+name keeps the default's value. The model below is the reference of every key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ebl_stream.errors import InputError
+
+MAX_PROFILE_BYTES = 65_536
+
+StageEntry: TypeAlias = str | dict[str, dict[str, Any] | None]
+"""A stage's name, or ``{name: {setting: value}}``."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Keys(_Section):
+    """Data keys of the event descriptors."""
+
+    image: str | None = None
+    """Data key of the detector image; null: the only key with an image shape."""
+    theta: str | None = None
+    """Data key of the angle; null: ``start.motors``, then a key named like one."""
+    theta_unit: Literal["auto", "deg", "rad"] = "auto"
+    """``auto``: the descriptor's units, else degrees."""
+    image_key: str | None = None
+    """Data key that gives each frame's kind (0 projection, 1 flat, 2 dark, 3 invalid)."""
+
+
+class Streams(_Section):
+    """Which Bluesky stream holds what; the first name that a run has is taken."""
+
+    projections: tuple[str, ...] = ("primary", "projections", "tomo")
+    flats: tuple[str, ...] = ("flats", "flat", "white")
+    darks: tuple[str, ...] = ("darks", "dark")
+
+
+class StartKeys(_Section):
+    """Keys of the start document, the first one present counts."""
+
+    n_projections: tuple[str, ...] = ("n_projections", "num_projections", "num_points")
+    rotation_center: tuple[str, ...] = ("rotation_center",)
+    voxel_size_um: tuple[str, ...] = ("voxel_size_um", "pixel_size_um")
+
+
+class Datasets(_Section):
+    """Datasets of an HDF5 file that is replayed; the first one present counts."""
+
+    projections: tuple[str, ...] = ()
+    flats: tuple[str, ...] = ()
+    darks: tuple[str, ...] = ()
+    theta: tuple[str, ...] = ()
+    image_key: tuple[str, ...] = ()
+    rotation_center: tuple[str, ...] = ()
+    theta_unit: Literal["auto", "deg", "rad"] = "auto"
+    """``auto``: the dataset's ``units`` attribute, else degrees."""
+
+
+class Geometry(_Section):
+    """p(theta, s), s = column - rotation_center, x cos(theta) + y sin(theta) = s."""
+
+    rotation_center: float | None = None
+    """px, column of the stored frame; null: file, then previous, then measured."""
+    use_file_center: bool = True
+    """False ignores what the file or start document states, and measures."""
+    reverse_theta: bool = False
+    """True where the stage turns the other way round."""
+    flip_columns: bool = False
+    """True where the detector image is mirrored left to right."""
+
+
+class Files(_Section):
+    """How file-backed frames are found and read."""
+
+    roots: tuple[str, ...] = ()
+    """Folders that frames may be read from; a replayed file's own folder is one."""
+    path_map: dict[str, str] = Field(default_factory=dict)
+    """Prefix of a path in the documents -> prefix on this machine."""
+    timeout_s: float = Field(default=10.0, gt=0, le=600)
+    """How long an announced frame may take to appear in its file."""
+    max_frame_bytes: int = Field(default=256 * 2**20, gt=0)
+    max_projections: int = Field(default=200_000, gt=0)
+
+
+class Window(_Section):
+    """The ring of raw projections."""
+
+    max_bytes: int = Field(default=4 * 2**30, gt=0)
+    """Raw frames kept in memory; beyond it they are read again from the file."""
+
+
+class Refresh(_Section):
+    """When the volume is looked at, counted in coverage."""
+
+    every: float = Field(default=0.05, gt=0, le=1)
+    """Fraction of the promised projections between two published versions."""
+    interpret_every: int = Field(default=5, ge=1)
+    """Every so many versions are also denoised and segmented; the last one always."""
+    slab_rows: int = Field(default=32, ge=2, le=512, multiple_of=2)
+    """Detector rows reconstructed together."""
+
+
+class Publish(_Section):
+    """Where results go."""
+
+    tiled: str = "embedded"
+    """``embedded``, ``none``, or the address of a Tiled server."""
+    api_key_env: str = "TILED_API_KEY"
+    """Name of the environment variable that holds the server's key."""
+    path: str = "processed"
+    """Container of the Tiled tree that processed runs are put into."""
+
+
+class Run(_Section):
+    """When a run counts as over."""
+
+    stop_grace_s: float = Field(default=2.0, ge=0, le=3600)
+    """How long frames may still come after a stop document that came early."""
+    silence_s: float = Field(default=600.0, gt=0)
+    """A run without documents for so long, and without stop, is closed (unknown)."""
+
+
+class Profile(_Section):
+    """A beamline's settings, layered on the default profile."""
+
+    version: Literal[1] = 1
+    name: str = "default"
+    keys: Keys = Keys()
+    streams: Streams = Streams()
+    start: StartKeys = StartKeys()
+    datasets: Datasets = Datasets()
+    geometry: Geometry = Geometry()
+    files: Files = Files()
+    window: Window = Window()
+    refresh: Refresh = Refresh()
+    run: Run = Run()
+    preprocess: tuple[StageEntry, ...] = ()
+    center: StageEntry = "opposite_pairs"
+    reconstruct: StageEntry = "fourier"
+    denoise: StageEntry | None = None
+    segment: StageEntry | None = None
+    quantify: StageEntry | None = None
+    publish: Publish = Publish()
+
+    @field_validator("preprocess", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        return () if value is None else value
+
+
+def shipped() -> dict[str, Path]:
+    """Return the shipped profiles: name to path."""
+    folder = resources.files("ebl_stream.profiles")
+    return {
+        Path(str(entry)).stem: Path(str(entry))
+        for entry in folder.iterdir()
+        if entry.name.endswith(".yaml")
+    }
+
+
+def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Profile:
+    """Read a profile by name or path, layered on the default.
+
+    Parameters
+    ----------
+    name_or_path : str
+        A shipped profile's name, or the path of a YAML file.
+    overrides : dict, optional
+        ``{"dotted.path": value}``, applied last (the command line's ``--set``).
+
+    Raises
+    ------
+    InputError
+        The profile is unknown, unreadable or wrong; the message says where.
+    """
+    path = _find(name_or_path)
+    data = _layer(_read(shipped()["default"]), _read(path))
+    data.setdefault("name", path.stem)
+    if path.stem != data["name"] and "name" not in _read(path):
+        data["name"] = path.stem
+    for dotted, value in (overrides or {}).items():
+        _set(data, dotted, value)
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_explain(error, name_or_path)) from None
+
+
+def _find(name_or_path: str) -> Path:
+    known = shipped()
+    if name_or_path in known:
+        return known[name_or_path]
+    path = Path(name_or_path).expanduser()
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        if not path.is_file():
+            raise InputError(f"profile: there is no file {str(path)!r}")
+        return path
+    close = difflib.get_close_matches(name_or_path, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise InputError(
+        f"no profile is called {name_or_path!r}{hint} "
+        f"(there are: {', '.join(sorted(known))}; or give the path of a YAML file)"
+    )
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without anchors: a few aliases can grow into gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"aliases are not allowed (line {mark.line + 1})")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML without tags and aliases.
+
+    Raises
+    ------
+    yaml.YAMLError
+        Not YAML, or YAML with tags or aliases.
+    """
+    return yaml.load(text, Loader=_PlainLoader)  # noqa: S506  (a SafeLoader)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"profile {path}: {error.strerror or error}") from None
+    if len(raw) > MAX_PROFILE_BYTES:
+        raise InputError(f"profile {path}: larger than {MAX_PROFILE_BYTES} bytes")
+    try:
+        data = parse_yaml(raw.decode("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise InputError(f"profile {path}: not valid YAML: {first}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise InputError(f"profile {path}: expected 'key: value' lines at the top")
+    return data
+
+
+def _layer(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Lay one profile on another: sections merge, everything else replaces."""
+    merged = dict(base)
+    for key, value in top.items():
+        section = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        # A stage entry is one choice, not a section to be merged.
+        if section and key not in ROOMS:
+            merged[key] = _layer(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+ROOMS = ("preprocess", "center", "reconstruct", "denoise", "segment", "quantify")
+"""The rooms of the corridor, in the order that physics gives."""
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        child = data.get(parent)
+        if isinstance(child, str) and parent in ROOMS:
+            child = None
+        data[parent] = dict(child) if isinstance(child, dict) else {}
+        data = data[parent]
+    data[last] = value
+
+
+def _explain(error: ValidationError, name: str) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return (
+            f"profile {name}: there is no key {where!r}{hint} "
+            f"(there are: {', '.join(known)})"
+        )
+    return f"profile {name}: {where}: {first['msg']}, got {str(first['input'])[:80]!r}"
+
+
+def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Profile
+    for part in loc:
+        child = model.model_fields[str(part)].annotation
+        if isinstance(child, type) and issubclass(child, BaseModel):
+            model = child
+    return sorted(model.model_fields)

@@ -1,0 +1,188 @@
+"""The document callback: the same for a live scan, a record and a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ebl_stream.assemble import Assembler
+from ebl_stream.errors import InputError
+from ebl_stream.frames import Item, Scan
+from ebl_stream.output import RunOutput
+from ebl_stream.profile import Profile
+from ebl_stream.result import Progress, Result
+from ebl_stream.rooms import Rooms
+from ebl_stream.router import RunSorter
+from ebl_stream.session import Session
+from ebl_stream.tiled_link import TiledLink
+
+log = logging.getLogger(__name__)
+
+
+class Reconstruction:
+    """Reconstruct every tomography run among the documents.
+
+    Parameters
+    ----------
+    profile : Profile
+    out : Path
+        Folder of the results, one sub-folder per processed run.
+    link : TiledLink, optional
+        Who tells Tiled.
+    rows : (int, int), optional
+        Half-open range of stored detector rows; all by default.
+    live : bool
+        Never raise, remember the last center, and leave out previews when late.
+    roots : sequence of Path
+        Folders that frames may be read from, besides the profile's.
+    on_progress : callable, optional
+        Called with every `Progress`.
+
+    Raises
+    ------
+    InputError
+        The profile asks for unknown stages.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        out: Path,
+        link: TiledLink | None = None,
+        rows: tuple[int, int] | None = None,
+        live: bool = False,
+        roots: Sequence[Path] = (),
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.results: dict[str, Result] = {}
+        self.profile = profile
+        self.rooms = Rooms.furnish(profile)
+        self.out = out
+        self.link = link
+        self.rows = rows
+        self.live = live
+        self.roots = tuple(roots)
+        self.on_progress = on_progress
+        self.centers = CenterMemory(out, profile.name) if live else None
+        self._sorter = RunSorter(
+            lambda start: Run(self),
+            stop_grace_s=profile.run.stop_grace_s,
+            silence_s=profile.run.silence_s,
+        )
+
+    def __call__(self, name: str, doc: dict[str, Any]) -> None:
+        """Take one document."""
+        self._sorter(name, doc)
+
+    def tick(self) -> None:
+        """Let time pass: close runs that stopped early or fell silent."""
+        self._sorter.tick()
+
+    def close(self) -> None:
+        """End the source: runs that never stopped are finished as partial."""
+        self._sorter.close()
+
+
+class Run:
+    """One run on its way: documents -> items -> session."""
+
+    def __init__(self, house: Reconstruction) -> None:
+        self._house = house
+        self._assembler = Assembler(
+            house.profile, rows=house.rows, roots=house.roots
+        )
+        self._session: Session | None = None
+        self._failed = False
+
+    def __call__(self, name: str, doc: dict[str, Any]) -> None:
+        """Take one document of this run."""
+        self._guard(lambda: self._take_all(self._assembler(name, doc)))
+
+    def close(self) -> None:
+        """End the run without a stop document."""
+        self._guard(lambda: self._take_all(self._assembler.close()))
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Do the work; what goes wrong ends this run, never the scan or the others."""
+        if self._failed:
+            return
+        try:
+            work()
+        except Exception as error:
+            self._failed = True
+            self._give_up(error)
+            if not self._house.live:
+                raise
+
+    def _take_all(self, items: Any) -> None:
+        for item in items:
+            self._take(item)
+
+    def _take(self, item: Scan | Item) -> None:
+        if isinstance(item, Scan):
+            self._session = self._open(item)
+            return
+        if self._session is None:
+            return
+        result = self._session.take(item)
+        if result is not None:
+            self._finish(self._session, result)
+
+    def _open(self, scan: Scan) -> Session:
+        house = self._house
+        output = RunOutput(house.out, f"recon-{uuid.uuid4()}", house.link)
+        return Session(
+            scan,
+            house.profile,
+            house.rooms,
+            output,
+            previous_center=house.centers.recall() if house.centers else None,
+            skip_late=house.live,
+            on_progress=house.on_progress,
+        )
+
+    def _finish(self, session: Session, result: Result) -> None:
+        house = self._house
+        house.results[result.run_uid] = result
+        if house.centers and result.rotation_center_source == "measured":
+            house.centers.remember(result.rotation_center)
+        session.close()
+        self._session = None
+
+    def _give_up(self, error: Exception) -> None:
+        session, self._session = self._session, None
+        expected = isinstance(error, InputError | OSError)
+        log.error(
+            "reconstruction of this run ended: %s", error, exc_info=not expected
+        )
+        if session is not None:
+            session.fail(str(error))
+            session.close()
+
+
+class CenterMemory:
+    """The last measured center per profile, the prior of the next scan."""
+
+    def __init__(self, out: Path, profile_name: str) -> None:
+        self._path = out / ".centers" / f"{profile_name}.json"
+
+    def recall(self) -> float | None:
+        """Return the last center, px, or None."""
+        try:
+            value = json.loads(self._path.read_text())["rotation_center"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return float(value) if isinstance(value, int | float) else None
+
+    def remember(self, rotation_center: float) -> None:
+        """Keep a measured center for the next scan."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps({"rotation_center": rotation_center}))
+        except OSError as error:
+            log.warning("last rotation center not kept: %s", error)

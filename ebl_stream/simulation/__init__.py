@@ -1,0 +1,1 @@
+"""The simulated beamline of the demo and the tests."""

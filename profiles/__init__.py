@@ -1,0 +1,1 @@
+"""Beamline profiles: one YAML file each, nothing else."""
