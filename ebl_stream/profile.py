@@ -288,8 +288,7 @@ def _explain(error: ValidationError, name: str) -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _fields_at(first["loc"][:-1])
-        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = _did_you_mean(where, known)
         return (
             f"profile {name}: there is no key {where!r}{hint} "
             f"(there are: {', '.join(known)})"
@@ -297,10 +296,28 @@ def _explain(error: ValidationError, name: str) -> str:
     return f"profile {name}: {where}: {first['msg']}, got {str(first['input'])[:80]!r}"
 
 
-def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
+def _did_you_mean(where: str, known: list[str]) -> str:
+    """Suggest a key of the same section, or the same key in another section."""
+    last = where.split(".")[-1]
+    elsewhere = [
+        f"{section}.{key}" for section in known for key in _fields_at((section,), [])
+    ]
+    same = [path for path in elsewhere if path.endswith(f".{last}")]
+    close = same or difflib.get_close_matches(last, known, n=1)
+    close = close or difflib.get_close_matches(where, elsewhere, n=1)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _fields_at(
+    loc: tuple[int | str, ...], otherwise: list[str] | None = None
+) -> list[str]:
+    """Return the keys of a section; ``otherwise`` where ``loc`` is no section."""
     model: type[BaseModel] = Profile
     for part in loc:
-        child = model.model_fields[str(part)].annotation
+        field = model.model_fields.get(str(part))
+        child = field.annotation if field else None
         if isinstance(child, type) and issubclass(child, BaseModel):
             model = child
+        elif otherwise is not None:
+            return otherwise
     return sorted(model.model_fields)

@@ -42,6 +42,8 @@ class ProjectionSum:
         self._total: NDArray[np.float64] | None = None
         self._summed: set[int] = set()
         self._rings: NDArray[np.float32] | None = None
+        self.angular_coverage = 0.0
+        """Share of the half circle that the angles present stand for, 0..1."""
 
     def put(self, frame: Frame) -> None:
         """Take a projection in; one that it replaces leaves the grids at once."""
@@ -52,6 +54,7 @@ class ProjectionSum:
     def settle(self) -> None:
         """Bring the grids to the exact weights of the angles present."""
         weights = angular_weights(self.window.thetas())
+        self.angular_coverage = float(weights.sum() / np.pi)
         changed: list[tuple[int, Slot, Shares]] = []
         for (index, slot), weight in zip(self.window.items(), weights, strict=True):
             target = (float(weight), 0.0) if slot.half == 0 else (0.0, float(weight))

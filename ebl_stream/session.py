@@ -263,7 +263,7 @@ class Session:
             projections.grids,
             n_used=len(self._window),
             coverage=self._coverage(),
-            center=self.center,
+            angular_coverage=projections.angular_coverage,
             received=(self._first, self._last),
             provenance=self._provenance(),
             final=final,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote, urlsplit
 
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from tiled.structures.array import ArrayStructure, BuiltinDtype
 from tiled.structures.table import TableStructure
 
-from ebl_stream.output import ArraySpec
+from ebl_stream.errors import InputError
+from ebl_stream.record import ArraySpec
 
 ARROW = "application/vnd.apache.arrow.file"
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -44,42 +45,62 @@ class TiledFault(Exception):  # noqa: N818  (not always an error: Tiled may be a
         self.kind: FaultKind = kind
 
 
-class TiledApi:
-    """Requests to one Tiled server.
+@dataclass(frozen=True)
+class Address:
+    """Where a Tiled server is, and where in its tree we are."""
 
-    Parameters
-    ----------
-    address : str
-        ``http(s)://host[:port][/api/v1[/metadata/path]]``; a path is put before
-        every node path. ``?api_key=`` is taken out of it and used as the key.
-    api_key : str, optional
-        Sent as a header, never as part of an address.
-    """
+    server: str
+    """``http(s)://host[:port]``, without a key."""
+    prefix: NodePath = ()
+    api_key: str | None = field(default=None, repr=False)
 
-    def __init__(self, address: str, api_key: str | None) -> None:
-        url = httpx.URL(address)
-        api_key = api_key or url.params.get("api_key")
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read ``http(s)://host[:port][/api/v1[/metadata/path]][?api_key=...]``.
+
+        Raises
+        ------
+        InputError
+            It is no such address.
+        """
+        try:
+            url = httpx.URL(text)
+        except (httpx.InvalidURL, TypeError):
+            url = httpx.URL("")
+        if url.scheme not in ("http", "https") or not url.host:
+            shown = text.partition("?")[0]
+            raise InputError(
+                f"not the address of a Tiled server: {shown!r}\n"
+                "Expected something like http://localhost:8000"
+            )
         root, _, rest = url.path.partition("/api/v1")
-        self.prefix: NodePath = tuple(
-            part for part in rest.removeprefix("/metadata").split("/") if part
-        )
-        bare = url.copy_with(path=root.rstrip("/") or "/", query=None, fragment=None)
-        self.address = str(bare).rstrip("/")
+        parts = rest.removeprefix("/metadata").split("/")
+        server = url.copy_with(path=root.rstrip("/") or "/", query=None, fragment=None)
+        prefix = tuple(part for part in parts if part)
+        return cls(str(server).rstrip("/"), prefix, url.params.get("api_key"))
+
+    def node_uri(self, path: NodePath) -> str:
+        """Return the address of a node, for ``tiled.client.from_uri``."""
+        return f"{self.server}/api/v1/metadata/{_quoted((*self.prefix, *path))}"
+
+
+class TiledApi:
+    """Requests to one Tiled server; the key travels as a header only."""
+
+    def __init__(self, address: Address, api_key: str | None) -> None:
+        self.address = address
+        api_key = api_key or address.api_key
         self._http = httpx.Client(
-            base_url=f"{self.address}/api/v1",
+            base_url=f"{address.server}/api/v1",
             headers={"Authorization": f"Apikey {api_key}"} if api_key else {},
             timeout=httpx.Timeout(30, connect=5),
             # A proxy meant for the outside must not get loopback requests.
-            trust_env=url.host not in LOOPBACK,
+            trust_env=urlsplit(address.server).hostname not in LOOPBACK,
         )
 
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
-
-    def node_uri(self, path: NodePath) -> str:
-        """Return the address to give to ``tiled.client.from_uri``."""
-        return f"{self.address}/api/v1{self._url('metadata', path)}"
 
     def create_container(
         self, path: NodePath, metadata: dict[str, Any], specs: Sequence[str] = ()
@@ -106,7 +127,12 @@ class TiledApi:
             "structure_family": "table",
             "structure": asdict(TableStructure.from_schema(schema)),
             "mimetype": "application/x-tiled-sql-table",
-            "parameters": {"primary_key": [ROW_ID]},
+            # The order is stated because tiled 0.2 cannot read a table that has a
+            # primary key and no order (UnboundLocalError in its SQL adapter).
+            "parameters": {
+                "primary_key": [ROW_ID],
+                "order_by_args": [{"column": ROW_ID, "direction": "asc"}],
+            },
         }
         return self._create("metadata", path, "table", {}, source=source)
 
@@ -160,6 +186,8 @@ class TiledApi:
         """Whether the server gets at the first value of a ``[z, y, x]`` array."""
         params = {"slice": "0,0,0:1", "format": "application/octet-stream"}
         reply = self._try("GET", self._url("array/full", path), params=params)
+        if reply.status_code == httpx.codes.UNAUTHORIZED:
+            _check(reply)
         return reply.is_success
 
     def append_rows(self, path: NodePath, table: pa.Table) -> None:
@@ -210,8 +238,7 @@ class TiledApi:
         return True
 
     def _url(self, room: str, path: NodePath) -> str:
-        parts = (quote(part, safe="") for part in (*self.prefix, *path))
-        return f"/{room}/{'/'.join(parts)}"
+        return f"/{room}/{_quoted((*self.address.prefix, *path))}"
 
     def _send(self, method: str, url: str, **request: Any) -> httpx.Response:
         reply = self._try(method, url, **request)
@@ -255,7 +282,7 @@ def external_source(
 
 
 def stored_source(spec: ArraySpec, chunks: Sequence[int]) -> dict[str, Any]:
-    """Describe an array that Tiled shall store itself."""
+    """Describe an array; without more, Tiled stores it itself."""
     structure = ArrayStructure(
         data_type=BuiltinDtype.from_numpy_dtype(np.dtype(spec.dtype)),
         shape=spec.shape,
@@ -265,9 +292,8 @@ def stored_source(spec: ArraySpec, chunks: Sequence[int]) -> dict[str, Any]:
     return {"structure_family": "array", "structure": asdict(structure)}
 
 
-def is_loopback(address: str) -> bool:
-    """Whether an address is on this machine."""
-    return urlsplit(address).hostname in LOOPBACK
+def _quoted(path: NodePath) -> str:
+    return "/".join(quote(part, safe="") for part in path)
 
 
 def _tiles(length: int, chunk: int) -> tuple[int, ...]:

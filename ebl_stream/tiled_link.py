@@ -10,10 +10,10 @@ import logging
 import random
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ebl_stream.output import RunRecord
-from ebl_stream.tiled_api import NodePath, TiledApi, TiledFault
+from ebl_stream.record import RunRecord
+from ebl_stream.tiled_api import Address, NodePath, TiledApi, TiledFault
 from ebl_stream.tiled_mirror import RunMirror
 from ebl_stream.tiled_server import TiledServer
 
@@ -33,7 +33,6 @@ class _Followed:
     due: float = 0.0
     pause_s: float = FIRST_PAUSE_S
     is_failing: bool = False
-    faults: dict[str, int] = field(default_factory=dict)
 
 
 class TiledLink:
@@ -47,6 +46,11 @@ class TiledLink:
         Default: the server's own key.
     container : str
         Path of the container that the runs are put into, made where missing.
+
+    Raises
+    ------
+    InputError
+        The address is not one of a server.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class TiledLink:
         container: str = "processed",
     ) -> None:
         self._server = address if isinstance(address, TiledServer) else None
-        self._address = None if isinstance(address, TiledServer) else address
+        self._fixed = Address.parse(address) if isinstance(address, str) else None
         self._api_key = api_key
         self._container: NodePath = tuple(p for p in container.split("/") if p)
         self._api: TiledApi | None = None
@@ -72,16 +76,15 @@ class TiledLink:
     @property
     def uri(self) -> str | None:
         """Address to open in a browser; None before an own server has a port."""
-        if self._server is not None:
-            return self._server.uri
-        return TiledApi(self._address, None).address if self._address else None
+        address = self._address()
+        return None if address is None else address.server
 
     def node_uri(self, processed_uid: str) -> str | None:
         """Return the address of a run, for ``tiled.client.from_uri``."""
-        address = self._server.uri if self._server is not None else self._address
+        address = self._address()
         if address is None:
             return None
-        return TiledApi(address, None).node_uri((*self._container, processed_uid))
+        return address.node_uri((*self._container, processed_uid))
 
     def follow(self, record: RunRecord) -> None:
         """Publish a run and go on as its record changes."""
@@ -158,16 +161,19 @@ class TiledLink:
         else:
             self._done(run)
 
+    def _address(self) -> Address | None:
+        if self._server is None:
+            return self._fixed
+        return Address(self._server.uri) if self._server.uri else None
+
     def _connect(self) -> TiledApi:
         """Return the connection, a new one where the server has moved."""
-        key = self._api_key
-        address = self._address
-        if self._server is not None:
-            address, key = self._server.uri, key or self._server.api_key
+        address = self._address()
         if address is None:
             raise TiledFault("unreachable", "the Tiled server has no address yet")
-        if self._api is None or (self._server and self._api.address != address):
-            self._api = TiledApi(address, key)
+        if self._api is None or self._api.address != address:
+            key = self._server.api_key if self._server is not None else None
+            self._api = TiledApi(address, self._api_key or key)
         return self._api
 
     def _done(self, run: _Followed) -> None:

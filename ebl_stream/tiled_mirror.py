@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import pyarrow as pa
 import zarr
 
-from ebl_stream.output import ArraySpec, RunRecord, Slab
+from ebl_stream.record import ArraySpec, RunRecord, Slab
 from ebl_stream.tiled_api import (
     ROW_ID,
     NodePath,
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 SPEC = "TomoRecon"
 QUALITY = "quality"
+ATTEMPTS_TO_READ = 3
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_ .]*")
 
 
@@ -65,6 +68,7 @@ class RunMirror:
         self._sources: dict[str, dict[str, Any]] = {}
         self._stored: set[str] = set()
         self._told_slabs: dict[str, dict[int, Slab]] = {}
+        self._n_unreadable = 0
         self._told_metadata: dict[str, Any] | None = None
         self._columns: pa.Schema | None = None
         self._n_rows: int | None = None
@@ -102,29 +106,49 @@ class RunMirror:
 
     def _create_array(self, api: TiledApi, spec: ArraySpec) -> None:
         path = (*self.path, spec.name)
-        chunks = self.record.chunks[spec.name]
         folder = str(self.record.folder / spec.name)
-        source = external_source(spec, chunks, folder)
-        api.create_external_array(path, source, {"unit": spec.unit, "slabs": []})
-        known = api.node(path)["data_sources"][0]
+        source = external_source(spec, self.record.chunks[spec.name], folder)
+        empty = {"unit": spec.unit, "slabs": []}
+        created = api.create_external_array(path, source, empty)
+        node = api.node(path)
+        known = node["data_sources"][0]
         if known["management"] != "external":
-            self._stored.add(spec.name)
-        elif not api.can_read(path):
-            self._store_in_tiled(api, path, spec)
-            known = api.node(path)["data_sources"][0]
+            self._remember_upload(spec, node["metadata"])
+        elif not created and not _same_place(known, source):
+            api.delete(path)
+            raise TiledFault("busy", f"{path[-1]} was registered at another place")
+        elif not self._is_readable(api, path):
+            self._store_in_tiled(api, spec)
         self._sources[spec.name] = {**source, "id": known["id"]}
 
-    def _store_in_tiled(self, api: TiledApi, path: NodePath, spec: ArraySpec) -> None:
+    def _is_readable(self, api: TiledApi, path: NodePath) -> bool:
+        """Whether Tiled gets at our disk; asked again before a no is believed."""
+        if api.can_read(path):
+            self._n_unreadable = 0
+            return True
+        self._n_unreadable += 1
+        if self._n_unreadable < ATTEMPTS_TO_READ:
+            raise TiledFault("busy", f"Tiled cannot read {path[-1]} yet")
+        return False
+
+    def _store_in_tiled(self, api: TiledApi, spec: ArraySpec) -> None:
         """Keep a copy in Tiled, for a server that cannot see our disk."""
         logger.warning(
-            "the Tiled server cannot read %s, so its content is sent over HTTP; "
-            "list the folder in its readable_storage to avoid that",
+            "the Tiled server cannot read %s, so %s is sent over HTTP, which is "
+            "slow; list the folder in the server's readable_storage to avoid it",
             self.record.folder,
+            spec.name,
         )
+        path = (*self.path, spec.name)
         api.delete(path)
-        source = stored_source(spec, self.record.chunks[spec.name])
+        source = stored_source(spec, _box(self.record.chunks[spec.name]))
         api.create_stored_array(path, source, {"unit": spec.unit, "slabs": []})
+        self._remember_upload(spec, {"slabs": []})
+
+    def _remember_upload(self, spec: ArraySpec, metadata: dict[str, Any]) -> None:
         self._stored.add(spec.name)
+        slabs = [Slab(**slab) for slab in metadata["slabs"]]
+        self._told_slabs[spec.name] = {slab.z0: slab for slab in slabs}
 
     def _send_slabs(self, api: TiledApi, spec: ArraySpec) -> None:
         slabs = self.record.slabs(spec.name)
@@ -150,11 +174,13 @@ class RunMirror:
 
     def _upload(self, api: TiledApi, spec: ArraySpec, slabs: list[Slab]) -> None:
         array: Any = zarr.open_array(self.record.folder / spec.name, mode="r")
-        step = self.record.chunks[spec.name][0]
+        box = _box(self.record.chunks[spec.name])
         for slab in slabs:
-            for z in range(slab.z0, slab.z1, step):
-                values = array[z : min(z + step, slab.z1)]
-                api.write_region((*self.path, spec.name), values, (z, 0, 0))
+            for corner in _corners(slab, spec, box):
+                z, y, x = corner
+                stop = min(z + box[0], slab.z1)
+                values = array[z:stop, y : y + box[1], x : x + box[2]]
+                api.write_region((*self.path, spec.name), values, corner)
 
     def _send_rows(self, api: TiledApi) -> None:
         path = (*self.path, QUALITY)
@@ -181,6 +207,28 @@ class RunMirror:
             api.close_stream((*self.path, name))
         api.close_stream(self.path)
         self._closed = True
+
+
+def _same_place(known: dict[str, Any], source: dict[str, Any]) -> bool:
+    return known["assets"][0]["data_uri"] == source["assets"][0]["data_uri"]
+
+
+def _box(chunk: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Choose the part that is sent at once: below 1 MB for any dtype of ours.
+
+    Tiled repeats it whole to subscribers, who are cut off by a larger message.
+    """
+    return min(2, chunk[0]), chunk[1], chunk[2]
+
+
+def _corners(
+    slab: Slab, spec: ArraySpec, box: tuple[int, int, int]
+) -> Iterator[tuple[int, int, int]]:
+    return product(
+        range(slab.z0, slab.z1, box[0]),
+        range(0, spec.shape[1], box[1]),
+        range(0, spec.shape[2], box[2]),
+    )
 
 
 def _schema(row: dict[str, Any]) -> pa.Schema:

@@ -67,7 +67,7 @@ class TiledServer:
 
     @property
     def uri(self) -> str | None:
-        """Address to open in a browser; None as long as no port is known."""
+        """Address to open in a browser, final once ready; None before ``start``."""
         return None if self._port is None else f"http://{HOST}:{self._port}"
 
     @property
@@ -97,6 +97,7 @@ class TiledServer:
         except OSError as error:
             logger.error("no Tiled server: cannot write to %s: %s", self._home, error)
             return
+        self._port = self._port or _free_port()
         atexit.register(self.stop)
         self._thread = threading.Thread(
             target=self._supervise, name="tiled-server", daemon=True
@@ -123,16 +124,16 @@ class TiledServer:
 
     def _supervise(self) -> None:
         pause = 0.2
-        with (self._home / "lock").open("w") as lock:
-            while not self._stopping.is_set():
-                self._was_ready = False
-                try:
+        while not self._stopping.is_set():
+            self._was_ready = False
+            try:
+                with open(self._home / "lock", "w", opener=_private) as lock:
                     self._serve(lock)
-                except OSError as error:
-                    logger.warning("the Tiled server cannot be started: %s", error)
-                self._ready.clear()
-                pause = 0.2 if self._was_ready else min(2 * pause, LONGEST_PAUSE_S)
-                self._stopping.wait(pause)
+            except OSError as error:
+                logger.warning("the Tiled server cannot be started: %s", error)
+            self._ready.clear()
+            pause = 0.2 if self._was_ready else min(2 * pause, LONGEST_PAUSE_S)
+            self._stopping.wait(pause)
 
     def _serve(self, lock: IO[str]) -> None:
         """Run one child until it ends, or follow the server of another process."""
@@ -155,9 +156,6 @@ class TiledServer:
                 self._stopping.wait(1.0)
 
     def _spawn(self) -> None:
-        # A port that has served is kept; one that never did may have been taken.
-        if self._port is None or (self._wanted_port is None and not self._served):
-            self._port = _free_port()
         config = self._home / "config.yml"
         _write_private(config, json.dumps(self._config(), indent=1))
         command = [sys.executable, "-c", _BOOT, str(os.getpid())]
@@ -186,11 +184,14 @@ class TiledServer:
         if self._stopping.is_set():
             _end(child)
         else:
-            logger.warning(
-                "the Tiled server ended (code %s) and is started again; see %s",
-                child.returncode,
-                self._home / "log",
-            )
+            self._log_end(child.returncode)
+            # A port that has served is kept; one that never did may be taken.
+            if self._wanted_port is None and not self._served:
+                self._port = _free_port()
+
+    def _log_end(self, code: int) -> None:
+        again = "the Tiled server ended (code %s) and is started again; see %s"
+        logger.warning(again, code, self._home / "log")
 
     def _answers(self) -> bool:
         try:
@@ -216,6 +217,7 @@ class TiledServer:
             "trees": [{"path": "/", "tree": "catalog", "args": catalog}],
             "authentication": {"single_user_api_key": self._key},
             "streaming_cache": {"uri": "memory"},
+            "uvicorn": {"access_log": False, "log_level": "warning"},
             "media_types": {"BlueskyRun": {"application/json-seq": exporter}},
         }
 

@@ -22,6 +22,10 @@ Look = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 """(volume, half difference) of every slab, ``[z, y, x]``."""
 
 
+WHOLE_CIRCLE = 0.9
+"""Share of the half circle below which split-half resolution means nothing."""
+
+
 class Views:
     """Make and publish the versions of one run's volume."""
 
@@ -64,7 +68,7 @@ class Views:
         *,
         n_used: int,
         coverage: float,
-        center: CenterFinder,
+        angular_coverage: float,
         received: tuple[float | None, float | None],
         provenance: dict[str, Any],
         final: bool,
@@ -88,6 +92,10 @@ class Views:
             quality_row(k, *grids.slabs[k], *slab, **stamp)
             for k, slab in enumerate(look)
         ]
+        if angular_coverage < WHOLE_CIRCLE:
+            # The halves share a missing wedge, so they agree on what it hides.
+            for row in self._rows:
+                row["resolution_px"] = None
         self.output.quality(self._rows)
         self._looks.append(n_used)
         self.output.update(

@@ -52,7 +52,7 @@ def raw_counts(
         Clipped at 0 and 65535.
     """
     mean = i0 * flat_gain * np.exp(-np.asarray(line_integrals, np.float64))
-    counts = rng.poisson(mean) + dark
+    counts = rng.poisson(mean).astype(np.float64) + dark
     counts += readout_noise * rng.standard_normal(counts.shape)
     n_hits = rng.binomial(counts.size, zingers)
     hits = rng.integers(counts.size, size=n_hits)

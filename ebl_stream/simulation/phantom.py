@@ -276,33 +276,41 @@ def _rasterize(bodies: Any, heights: Any, out: Any) -> None:
     size = out.shape[2]
     for k in range(heights.size):
         for cut in _cut(bodies, heights[k]):
-            reach = max(cut[2], cut[3]) + 1
-            top = max(math.floor(cut[1] + (size - 1) / 2 - reach), 0)
-            bottom = min(math.ceil(cut[1] + (size - 1) / 2 + reach) + 1, size)
+            _, y, a, b, phi, _ = cut
+            reach = math.hypot(a * math.sin(phi), b * math.cos(phi))
+            top = max(math.floor(y - reach + 0.5 * size), 0)
+            bottom = min(math.ceil(y + reach + 0.5 * size), size)
             for row in range(top, bottom):
-                for sub in range(SUBLINES):
-                    y = row + (sub + 0.5) / SUBLINES - 0.5 * size
-                    _add_chord(cut, y, out[k, row])
+                _add_lines(cut, row - 0.5 * size - y, reach, out[k, row])
 
 
 @numba.njit(cache=True)
-def _add_chord(cut: Any, y: float, line: Any) -> None:
-    """Add one ellipse's chord along x at height y to one row of pixels."""
+def _add_lines(cut: Any, edge: float, reach: float, line: Any) -> None:
+    """Add one ellipse to a row of pixels whose lower edge is that far from it."""
+    # Even steps of the angle: chords shrink like a cosine towards the ends.
+    low = math.asin(max(edge / reach, -1.0))
+    step = (math.asin(min((edge + 1) / reach, 1.0)) - low) / SUBLINES
+    for sub in range(SUBLINES):
+        begin = low + sub * step
+        thickness = reach * (math.sin(begin + step) - math.sin(begin))
+        _add_chord(cut, reach * math.sin(begin + 0.5 * step), thickness, line)
+
+
+@numba.njit(cache=True)
+def _add_chord(cut: Any, dy: float, thickness: float, line: Any) -> None:
+    """Add one ellipse's chord along x, dy off its center, to a row of pixels."""
     u, v = math.cos(cut[4]), math.sin(cut[4])
     p, q = 1 / cut[2] ** 2, 1 / cut[3] ** 2
-    dy = y - cut[1]
     # (dx, dy) inside the rotated ellipse: A dx^2 + 2 B dx + C < 0.
     A = u * u * p + v * v * q
     B = dy * u * v * (p - q)
     C = dy * dy * (v * v * p + u * u * q) - 1
-    if B * B <= A * C:
-        return
-    half = math.sqrt(B * B - A * C) / A
+    half = math.sqrt(max(B * B - A * C, 0.0)) / A
     middle = cut[0] - B / A + 0.5 * line.size
     left, right = max(middle - half, 0.0), min(middle + half, 1.0 * line.size)
     for column in range(math.floor(left), math.ceil(right)):
         inside = min(right, column + 1.0) - max(left, 1.0 * column)
-        line[column] += cut[5] * inside / SUBLINES
+        line[column] += cut[5] * inside * thickness
 
 
 def angles_of(order: str, n: int) -> NDArray[np.float64]:
