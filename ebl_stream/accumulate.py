@@ -148,15 +148,11 @@ class Accumulator:
 
     def _slices(self, grid: NDArray[np.float32]) -> NDArray[np.float32]:
         spectrum = grid.view(np.complex64)
-        image = scipy.fft.ifft2(
-            spectrum, axes=(0, 1), norm="forward", overwrite_x=True
-        )
+        image = scipy.fft.ifft2(spectrum, axes=(0, 1), norm="forward", overwrite_x=True)
         pixel = np.arange(self.n_columns) - self.n_columns // 2
         cropped = image[pixel[:, None], pixel[None, :]]
         cropped /= (self._apodization[:, None] * self._apodization)[..., None]
-        slices = np.empty(
-            (2 * self._pairs, self.n_columns, self.n_columns), np.float32
-        )
+        slices = np.empty((2 * self._pairs, self.n_columns, self.n_columns), np.float32)
         slices[0::2] = np.moveaxis(cropped.real, -1, 0)
         slices[1::2] = np.moveaxis(cropped.imag, -1, 0)
         return slices[: self.n_rows]
@@ -209,7 +205,9 @@ def window_response(
     return np.ones_like(frequency)
 
 
-def kaiser_bessel(u: NDArray[np.float64], taps: int, beta: float) -> NDArray[np.float64]:
+def kaiser_bessel(
+    u: NDArray[np.float64], taps: int, beta: float
+) -> NDArray[np.float64]:
     """Return the Kaiser-Bessel kernel at ``u`` grid steps from its middle."""
     inside = np.maximum(0, 1 - (2 * u / taps) ** 2)
     return np.where(np.abs(u) <= taps / 2, i0(beta * np.sqrt(inside)) / i0(beta), 0)

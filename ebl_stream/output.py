@@ -74,6 +74,11 @@ class RunOutput:
         return self.folder / name
 
     @property
+    def processed_uid(self) -> str:
+        """The run's uid, which names its folder and its place in Tiled."""
+        return self.folder.name
+
+    @property
     def record(self) -> RunRecord:
         """What may be told of the run; RuntimeError before ``create``."""
         if self._record is None:
@@ -148,7 +153,8 @@ class RunOutput:
         self._check_fit(name, z0, slab)
         with _named(f"cannot write slices {z0}:{z1} of {self.path(name)}"):
             array[z0:z1] = slab
-        self.record.note(name, Slab(z0, z1, version, n_used, float(coverage)))
+        stamp = Slab(int(z0), int(z1), int(version), int(n_used), float(coverage))
+        self.record.note(name, stamp)
         self._save()
         self._tell()
 

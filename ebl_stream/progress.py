@@ -1,4 +1,4 @@
-"""Show how a reconstruction gets on: a live table, or a few lines without a terminal."""
+"""Show how a reconstruction gets on: a table, or a few lines without a terminal."""
 
 from __future__ import annotations
 
@@ -129,9 +129,8 @@ def ledger_words(ledger: Mapping[str, Any]) -> str:
         reasons = ", ".join(f"{str(k).replace('_', ' ')} {v}" for k, v in why.items())
         if n:
             parts.append(f"{n} {what}" + (f" ({reasons})" if reasons else ""))
-    for what in ("superseded", "duplicate", "orphan"):
-        if ledger.get(what):
-            parts.append(f"{ledger[what]} {what}")
+    others = ("superseded", "duplicate", "orphan")
+    parts += [f"{ledger[what]} {what}" for what in others if ledger.get(what)]
     if ledger.get("residue"):
         parts.append(f"{ledger['residue']} UNACCOUNTED FOR")
     if not ledger:
@@ -163,3 +162,21 @@ def _center(progress: Mapping[str, Any]) -> str:
 def _message(progress: Mapping[str, Any]) -> str:
     message = progress.get("message")
     return f"- {message}" if message else ""
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Return what came of a run, for people: a few lines."""
+    ledger = result["ledger"]
+    center = f"{result['rotation_center']:.2f} px ({result['rotation_center_source']})"
+    shape = " x ".join(str(n) for n in result["shape"])
+    lines = [
+        f"{result['state']}: {result['n_projections']} projections, "
+        f"{ledger_words(ledger)}, {result['wall_s']:.1f} s",
+        f"  volume           {result['volume']}  [z, y, x] {shape}",
+        f"  rotation center  {center}",
+    ]
+    if result.get("tiled_uri"):
+        lines.append(f"  Tiled            {result['tiled_uri']}")
+    if result.get("message"):
+        lines.append(f"  note             {result['message']}")
+    return printable("\n".join(lines))

@@ -93,9 +93,7 @@ class Run:
 
     def __init__(self, house: Reconstruction) -> None:
         self._house = house
-        self._assembler = Assembler(
-            house.profile, rows=house.rows, roots=house.roots
-        )
+        self._assembler = Assembler(house.profile, rows=house.rows, roots=house.roots)
         self._session: Session | None = None
         self._failed = False
 
@@ -157,9 +155,7 @@ class Run:
     def _give_up(self, error: Exception) -> None:
         session, self._session = self._session, None
         expected = isinstance(error, InputError | OSError)
-        log.error(
-            "reconstruction of this run ended: %s", error, exc_info=not expected
-        )
+        log.error("reconstruction of this run ended: %s", error, exc_info=not expected)
         if session is not None:
             session.fail(str(error))
             session.close()

@@ -130,7 +130,9 @@ class RunRecord:
             spec.name: [asdict(slab) for slab in self.slabs(spec.name)]
             for spec in self.arrays
         }
-        return {"format": FORMAT, **self.metadata(), "arrays": arrays, "slabs": slabs}
+        return plain(
+            {"format": FORMAT, **self.metadata(), "arrays": arrays, "slabs": slabs}
+        )
 
 
 def read_record(folder: Path) -> RunRecord:

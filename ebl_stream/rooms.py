@@ -12,6 +12,7 @@ from ebl_stream.errors import InputError
 from ebl_stream.frames import Image
 from ebl_stream.profile import Profile
 from ebl_stream.stages import References, build, describe
+from ebl_stream.stages.preprocess import repair
 from ebl_stream.stages.reconstruct import Fourier
 
 
@@ -72,10 +73,17 @@ class Rooms:
     def line_integrals(
         self, images: list[Image], references: References | None
     ) -> NDArray[np.float32]:
-        """Return line integrals ``[angle, row, column]`` of raw frames."""
+        """Return line integrals ``[angle, row, column]`` of raw frames.
+
+        Pixels that are not finite, or that see no beam, are filled from their
+        neighbors in the image as soon as that makes sense: after the flat field.
+        """
         values = np.stack(images).astype(np.float32)
         for stage in self.preprocess:
+            if stage.takes != "raw":
+                repair(values)
             values = stage(values, references)
+        repair(values)
         return values
 
     def as_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ replay repeats the live run.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -200,7 +201,9 @@ class Session:
         every = self._profile.refresh.every
         promised = self._ledgers[Kind.PROJECTION].n_promised
         if promised:
-            return n + max(1, round(every * promised))
+            due = n + max(1, round(every * promised))
+            # The last one is made when the run closes, with everything it needs.
+            return due if due < promised else sys.maxsize
         return max(n + BLOCK, round(n * (1 + 2 * every)))
 
     def _ready(self, n: int) -> bool:

@@ -150,10 +150,11 @@ class TiledServer:
         text = port.read_text(encoding="ascii").strip() if port.exists() else ""
         if text.isdigit():
             self._port = int(text)
-            if self._answers():
+            while self._answers():
                 self._served = self._was_ready = True
                 self._ready.set()
-                self._stopping.wait(1.0)
+                if self._stopping.wait(1.0):
+                    return
 
     def _spawn(self) -> None:
         config = self._home / "config.yml"

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def voronoi_weights(theta: NDArray[np.float64], cap: float = 4.0) -> NDArray[np.float64]:
+def voronoi_weights(
+    theta: NDArray[np.float64], cap: float = 4.0
+) -> NDArray[np.float64]:
     """Half the gaps to both neighbors on the half circle, by brute force."""
     direction = np.mod(theta, np.pi)
     weights = np.empty(len(theta))

@@ -192,14 +192,15 @@ def test_center_is_measured_and_the_volume_rebuilt(raw, run):
     assert nrmse(volume, expected) < 1e-5
 
 
-def test_every_version_is_better_than_the_one_before(raw, run):
+def test_versions_are_counted_in_projections(raw, run):
     seen = []
     items = [*REFERENCES, *projections(raw, range(N_ANGLES)), END]
     run(items, progress=seen.append, **{"refresh.every": 0.25})
-    versions = {p.version: p for p in seen if p.version}
-    assert sorted(versions) == [1, 2, 3, 4, 5]
-    assert [p.n_used for p in versions.values()] == [30, 60, 90, 120, 120]
-    assert versions[5].state == "complete"
+    first_told = {}
+    for look in seen:
+        first_told.setdefault(look.version, look)
+    assert [first_told[k].n_used for k in (1, 2, 3, 4)] == [30, 60, 90, 120]
+    assert first_told[4].state == "complete"
 
 
 def test_an_aborted_run_leaves_what_it_has(raw, run):

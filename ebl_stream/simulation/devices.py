@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 DATA = "/entry/data/data"
 THETA = "/entry/instrument/theta"
+BLOCK = 32
+"""Projections computed together."""
 
 
 class RotationStage(StandardReadable, Flyable, Preparable):
@@ -172,7 +174,12 @@ class Camera:
             return self.model.darks(n)
         if kind is Kind.FLAT:
             return self.model.flats(n)
-        return self.model.projections(self.phantom.project(theta, self.rotation_center))
+        blocks = []
+        for first in range(0, n, BLOCK):
+            angles = theta[first : first + BLOCK]
+            shadows = self.phantom.project(angles, self.rotation_center)
+            blocks.append(self.model.projections(shadows, first))
+        return np.concatenate(blocks)
 
     def open(self, path: Path) -> None:
         """Create the file that the next frames go to."""

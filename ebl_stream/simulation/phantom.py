@@ -131,9 +131,11 @@ class Foam(Phantom):
         radii = _sphere_radii(rng, n_columns, n_rows, outer, bubbles + grains)
         spheres = _place(radii, rng.random((radii.size, 50, 3)), outer, float(n_rows))
         solid = rng.random(len(spheres)) < grains / max(bubbles + grains, 1e-9)
+        # What a sphere adds to the matrix that it lies in.
         density = np.where(solid, self.matrix, -self.matrix)
-        super().__init__(n_columns, n_rows, _foam_bodies(outer, spheres, density))
-        self.bodies[0, 7] = self.matrix
+        cylinder = [[0, 0, 0, outer, outer, np.inf, 0, self.matrix]]
+        bodies = np.concatenate([cylinder, _sphere_bodies(spheres, density)])
+        super().__init__(n_columns, n_rows, bodies)
 
     def labels(self, rows: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         """Return the true phases: 0 air, 1 matrix, 2 grain.
@@ -183,14 +185,13 @@ def _sphere_radii(
     return np.sort(radii[filled <= room * fill])[::-1]
 
 
-def _foam_bodies(
-    outer: float, spheres: NDArray[np.float64], density: NDArray[np.float64]
+def _sphere_bodies(
+    spheres: NDArray[np.float64], density: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    cylinder = [[0, 0, 0, outer, outer, np.inf, 0, 0]]
     radius = spheres[:, 3:4]
-    zero = np.zeros_like(radius)
-    rest = [spheres[:, :3], radius, radius, radius, zero, density[:, None]]
-    return np.concatenate([cylinder, np.concatenate(rest, axis=1)])
+    upright = np.zeros_like(radius)
+    columns = [spheres[:, :3], radius, radius, radius, upright, density[:, None]]
+    return np.concatenate(columns, axis=1)
 
 
 @numba.njit(cache=True)

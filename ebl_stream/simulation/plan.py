@@ -67,6 +67,12 @@ def tomo_scan(
             f"tomo_scan: cannot take {n_projections} projections, {n_flats} flats and "
             f"{n_darks} darks at {rate_hz} Hz; counts and rate must be positive"
         )
+    angles_deg = np.rad2deg(angles_of(order, n_projections)).tolist()
+    streams = {
+        "darks": [angles_deg[0]] * n_darks,
+        "flats": [angles_deg[0]] * n_flats,
+        "primary": angles_deg,
+    }
     start = {
         "plan_name": "tomo_scan",
         "n_projections": n_projections,
@@ -75,26 +81,27 @@ def tomo_scan(
         "angle_order": order,
         "motors": [f"{det.name}-theta"],
         "detectors": [det.name],
-        **({} if rotation_center is None else {"rotation_center": rotation_center}),
-        **(md or {}),
     }
-    angles_deg = np.rad2deg(angles_of(order, n_projections)).tolist()
-    streams = (
-        ("darks", False, False, [angles_deg[0]] * n_darks),
-        ("flats", True, False, [angles_deg[0]] * n_flats),
-        ("primary", True, True, angles_deg),
-    )
+    if rotation_center is not None:
+        start["rotation_center"] = rotation_center
+    scan = _every_stream(det, stage, streams, 1 / rate_hz, flush_period_s)
+    return (yield from bpp.run_wrapper(scan, md={**start, **(md or {})}))
 
-    def every_stream() -> MsgGenerator[None]:
-        for name, shutter_open, sample_in, angles in streams:
-            if angles:
-                yield from bps.mv(det.shutter_open, shutter_open)
-                yield from bps.mv(stage.sample_in, sample_in)
-                fly = _fly(det, stage, name, angles, 1 / rate_hz, flush_period_s)
-                # Staged for each stream: each has a file of its own.
-                yield from bpp.stage_wrapper(fly, [det, stage])
 
-    return (yield from bpp.run_wrapper(every_stream(), md=start))
+def _every_stream(
+    det: TomoDetector,
+    stage: RotationStage,
+    streams: Mapping[str, Sequence[float]],
+    period_s: float,
+    flush_period_s: float,
+) -> MsgGenerator[None]:
+    for name, angles_deg in streams.items():
+        if angles_deg:
+            yield from bps.mv(det.shutter_open, name != "darks")
+            yield from bps.mv(stage.sample_in, name == "primary")
+            fly = _fly(det, stage, name, angles_deg, period_s, flush_period_s)
+            # Staged for each stream: each has a file of its own.
+            yield from bpp.stage_wrapper(fly, [det, stage])
 
 
 def _fly(

@@ -28,7 +28,7 @@ PATTERN_ANGLES = 24
 PATTERN_PX = 9
 """Width (columns) below which something that all projections share is pattern."""
 
-PLAIN_PX = 1.5
+PLAIN_PX = 1.0
 """A pair's miss may blur the comparison by so much before it counts for less."""
 
 FLOOR = 0.02
@@ -52,7 +52,8 @@ class Pairs:
     def weights(self, n_columns: int) -> Floats:
         """Return how much each pair counts: less the more its miss blurs."""
         blur = abs(self.miss) * n_columns / 2
-        tolerance = max(PLAIN_PX, float(np.sort(blur)[: 3][-1]))
+        # Far pairs bend the fit (depth is not one number); three at least must count.
+        tolerance = max(PLAIN_PX, 0.6 * float(np.sort(blur)[:3][-1]))
         weights = np.exp(-(blur**2 - blur.min() ** 2) / (2 * tolerance**2))
         return weights / weights.sum()
 
@@ -120,10 +121,9 @@ class Curves:
 
     def normalized(self, part: NDArray[np.bool_] | None = None) -> Floats:
         """Return the correlation -1..1 ``[pair, shift]`` of (a part of) the rows."""
-        if part is None:
-            return self.product.sum(axis=1) / self.energy.sum(axis=1)
-        energy = (self.energy * part[:, :, None]).sum(axis=1)
-        product = (self.product * part[:, :, None]).sum(axis=1)
+        chosen = np.ones(self.energy.shape[:2], bool) if part is None else part
+        energy = (self.energy * chosen[:, :, None]).sum(axis=1)
+        product = (self.product * chosen[:, :, None]).sum(axis=1)
         return np.divide(product, energy, out=np.zeros_like(energy), where=energy > 0)
 
 
@@ -144,7 +144,7 @@ def correlate(
     Returns
     -------
     Curves or None
-        None when a projection is flat.
+        None when nothing is seen at all.
     """
     n_columns = rows.shape[2]
     used, where = np.unique(
@@ -161,14 +161,14 @@ def correlate(
     length = fft.next_fast_len(n_columns + reach + 1, real=True)
     spectra = fft.rfft(ahead, length, axis=2), fft.rfft(mirrored, length, axis=2)
     sums = _running(ahead, starts), _running(mirrored, starts)
-    if not (sums[0][:, :, -1] > 0).all():
+    if not sums[0].any():
         return None
     low, high = np.maximum(0, shifts), np.minimum(n_columns, n_columns + shifts)
     shape = (len(pairs), n_blocks, shifts.size)
     product, energy = np.empty(shape), np.empty(shape)
     for k, (i, j) in enumerate(zip(one, two, strict=True)):
         cross = np.add.reduceat(spectra[0][i] * np.conj(spectra[1][j]), starts, axis=0)
-        product[k] = fft.irfft(cross, length, axis=1)[:, shifts]
+        product[k] = np.asarray(fft.irfft(cross, length, axis=1))[:, shifts]
         a, b = sums[0][i], sums[1][j]
         in_a = a[:, high] - a[:, low] + FLOOR * a[:, -1:]
         in_b = b[:, high - shifts] - b[:, low - shifts] + FLOOR * b[:, -1:]
@@ -298,7 +298,9 @@ class Alignment:
             # Depths that the pairs cannot tell stay near zero.
             return float(1e-3 * (at @ at) - self._weights @ values)
 
-        start = np.array([shift, depth[0] / scale, depth[1] / scale][: 3 if free else 1])
+        start = np.array(
+            [shift, depth[0] / scale, depth[1] / scale][: 3 if free else 1]
+        )
         steps = np.diag([1.0, 0.2, 0.2][: start.size])
         found = optimize.minimize(
             badness,
