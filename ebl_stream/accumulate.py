@@ -57,12 +57,12 @@ class Accumulator:
     ) -> None:
         self.n_rows = n_rows
         self.n_columns = n_columns
-        self.n_grid = scipy.fft.next_fast_len(int(np.ceil(oversampling * n_columns)))
+        self.n_grid = _fast_length(oversampling * n_columns)
         # Two real slices are the real and imaginary part of one complex grid.
         self._pairs = (n_rows + 1) // 2
         shape = (2, self.n_grid, self.n_grid, 2 * self._pairs)
         self._halves = np.zeros(shape, np.float32)
-        self._n_padded = 2 * scipy.fft.next_fast_len(n_columns)
+        self._n_padded = 2 * _fast_length(n_columns)
         self._frequency = np.arange(-self._n_padded // 2, self._n_padded // 2 + 1)
         self._frequency = self._frequency / self._n_padded
         self._filter = self._spoke_filter(rotation_center, window)
@@ -99,7 +99,7 @@ class Accumulator:
         padded = np.zeros((n_angles, self._pairs, self._n_padded), np.complex64)
         padded[:, :, : self.n_columns].real = values[:, 0::2]
         padded[:, : self.n_rows // 2, : self.n_columns].imag = values[:, 1::2]
-        spectrum = scipy.fft.fft(padded, axis=-1, overwrite_x=True)
+        spectrum = np.asarray(scipy.fft.fft(padded, axis=-1, overwrite_x=True))
         half = self._n_padded // 2
         ordered = np.concatenate(
             [spectrum[..., half:], spectrum[..., : half + 1]], axis=-1
@@ -148,7 +148,7 @@ class Accumulator:
 
     def _slices(self, grid: NDArray[np.float32]) -> NDArray[np.float32]:
         spectrum = grid.view(np.complex64)
-        image = scipy.fft.ifft2(spectrum, axes=(0, 1), norm="forward", overwrite_x=True)
+        image = np.asarray(scipy.fft.ifft2(spectrum, axes=(0, 1), norm="forward"))
         pixel = np.arange(self.n_columns) - self.n_columns // 2
         cropped = image[pixel[:, None], pixel[None, :]]
         cropped /= (self._apodization[:, None] * self._apodization)[..., None]
@@ -176,6 +176,11 @@ class Accumulator:
         kernel = kaiser_bessel(u, taps, beta) * node_weight * taps / 2
         phase = np.cos(2 * np.pi * np.outer(pixel / self.n_grid, u))
         return (phase @ kernel).astype(np.float32)
+
+
+def _fast_length(at_least: float) -> int:
+    """Return the next length that the FFT is fast at."""
+    return int(scipy.fft.next_fast_len(int(np.ceil(at_least))) or 0)
 
 
 def ramp_response(n_padded: int) -> NDArray[np.float64]:

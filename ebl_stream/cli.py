@@ -7,17 +7,20 @@ Heavy imports happen inside the commands: help and usage errors come at once.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ebl_stream.cli_messages import answer_errors, log_to_stderr, stdout_to_stderr
+from ebl_stream.cli_messages import (
+    answer_errors,
+    log_to_stderr,
+    stdout_to_stderr,
+    wait_and_look,
+)
 from ebl_stream.cli_options import (
     DEFAULT_OUT,
     RowsOption,
@@ -280,18 +283,6 @@ def stay_to_look(server: Any) -> None:
     """Leave the Tiled server up for a user at a terminal, until Ctrl-C."""
     if sys.stdout.isatty() and server.is_ready:
         wait_and_look(server)
-
-
-def wait_and_look(server: Any) -> None:
-    """Say how to look, and wait for Ctrl-C."""
-    click.echo(f"\nTiled serves {server.folder}")
-    click.echo(f"  browser: {server.uri}/?api_key={server.api_key}")
-    click.echo("  Python:  from tiled.client import from_uri")
-    click.echo(f"           from_uri({server.uri!r}, api_key={server.api_key!r})")
-    click.echo("Ctrl-C stops it; the results stay.")
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        signal.pause()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -36,7 +36,7 @@ class Keys(_Section):
     theta_unit: Literal["auto", "deg", "rad"] = "auto"
     """``auto``: the descriptor's units, else degrees."""
     image_key: str | None = None
-    """Data key that gives each frame's kind (0 projection, 1 flat, 2 dark, 3 invalid)."""
+    """Data key of each frame's kind (0 projection, 1 flat, 2 dark, 3 invalid)."""
 
 
 class Streams(_Section):

@@ -74,7 +74,7 @@ class ProjectionSum:
         New references also make new line integrals, so sums over them start anew.
         """
         self.grids.reset(rotation_center)
-        for _, slot in self.window.items():
+        for slot in self.window.slots():
             slot.applied = (0.0, 0.0)
         if references is not None:
             self.references = references
@@ -85,7 +85,7 @@ class ProjectionSum:
     def balance_halves(self) -> None:
         """Let the halves alternate in sorted direction; A + B stays as it is."""
         halves = alternate(self.window.thetas())
-        for (_, slot), half in zip(self.window.items(), halves, strict=True):
+        for slot, half in zip(self.window.slots(), halves, strict=True):
             slot.half = int(half)
 
     def remove_rings(self) -> None:
@@ -95,7 +95,7 @@ class ProjectionSum:
         mean = (self._total / len(self._summed)).astype(np.float32)
         rings = self._rooms.rings.profile(mean)
         change = rings if self._rings is None else rings - self._rings
-        slots = [slot for _, slot in self.window.items()]
+        slots = list(self.window.slots())
         self.grids.add_constant(
             -change, [s.theta for s in slots], [s.applied for s in slots]
         )

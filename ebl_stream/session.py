@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ebl_stream.rotation_center import CenterFinder
 from ebl_stream.errors import InputError
 from ebl_stream.frames import (
     Announced,
@@ -37,6 +36,7 @@ from ebl_stream.projections import BLOCK, ProjectionSum
 from ebl_stream.references import ReferenceFrames
 from ebl_stream.result import Progress, Result
 from ebl_stream.rooms import Rooms
+from ebl_stream.rotation_center import CenterFinder
 from ebl_stream.views import Views
 from ebl_stream.window import Window
 

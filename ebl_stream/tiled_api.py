@@ -185,7 +185,10 @@ class TiledApi:
     def can_read(self, path: NodePath) -> bool:
         """Whether the server gets at the first value of a ``[z, y, x]`` array."""
         params = {"slice": "0,0,0:1", "format": "application/octet-stream"}
-        reply = self._try("GET", self._url("array/full", path), params=params)
+        # Tiled breaks a connection after an internal error; do not use it again.
+        once = {"Connection": "close"}
+        url = self._url("array/full", path)
+        reply = self._try("GET", url, params=params, headers=once)
         if reply.status_code == httpx.codes.UNAUTHORIZED:
             _check(reply)
         return reply.is_success

@@ -70,6 +70,10 @@ class Window:
         """Iterate over indices and slots in order of first arrival."""
         return iter(self._slots.items())
 
+    def slots(self) -> Iterator[Slot]:
+        """Iterate over the slots in order of first arrival."""
+        return iter(self._slots.values())
+
     def put(self, frame: Frame, half: int) -> None:
         """Keep a projection; the last write of an index wins.
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -170,6 +171,7 @@ def test_latest_version_wins_when_tiled_is_slow(server, client):
         assert late.link.wait_until_caught_up(PATIENCE_S)
         listener = Listener(client["processed"]["late-link"]["recon"])
         out.finish("complete", {})
+        late.link.changed()
         assert listener.closed.wait(PATIENCE_S)
     assert [stamp["version"] for stamp, _, _ in listener.got] == [5, 5, 5]
 
@@ -222,7 +224,9 @@ def test_node_that_vanishes_is_made_again(server, link, client):
     out = create(server.folder, "vanishing", link)
     look(out, 1)
     assert link.wait_until_caught_up(PATIENCE_S)
-    client["processed"].delete_contents("vanishing", recursive=True)
+    client["processed"].delete_contents(
+        "vanishing", recursive=True, external_only=False
+    )
     look(out, 2)
     out.finish("complete", {})
     assert link.wait_until_caught_up(PATIENCE_S)
@@ -426,7 +430,7 @@ def test_server_dies_with_its_parent(tmp_path):
 
 def alive(pid):
     try:
-        status = open(f"/proc/{pid}/stat").read()
+        status = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return False
     return status.rpartition(")")[2].split()[0] != "Z"

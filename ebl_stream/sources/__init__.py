@@ -1,1 +1,85 @@
-"""Where documents come from."""
+"""Where documents come from: files, journals, archives, sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from ebl_stream.errors import InputError
+from ebl_stream.journal import is_journal
+from ebl_stream.profile import Profile
+
+
+class Source(Protocol):
+    """A stream of Bluesky documents with an end."""
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Folders that its file-backed frames may be read from."""
+        ...
+
+    def documents(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield ``(name, document)`` until the source ends."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...
+
+
+def open_source(
+    address: str, profile: Profile | None, *, speed: float | None = None
+) -> tuple[Source, Profile]:
+    """Open what is to be replayed, and look at all of it before anything is made.
+
+    Parameters
+    ----------
+    address : str
+        A path (HDF5 scan or journal), ``tiled:URL#uid`` or ``databroker:NAME/uid``.
+    profile : Profile, optional
+        None takes the shipped profile that fits.
+    speed : float, optional
+        1 keeps the recorded cadence, 2 doubles it; None is as fast as possible.
+
+    Returns
+    -------
+    Source, Profile
+        The profile is the one to reconstruct with: where a file was told as
+        documents, it names their data keys.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or holds nothing that can be reconstructed.
+    """
+    kind, _, rest = address.partition(":")
+    # Imported here: each kind of source has heavy imports of its own.
+    if kind in ("tiled", "databroker"):
+        from ebl_stream.sources.archive import open_archive
+
+        return open_archive(kind, rest, profile)
+    path = Path(address).expanduser()
+    _require_file(path)
+    if is_journal(path):
+        from ebl_stream.sources.recorded import RecordedSource
+
+        source = RecordedSource(path, profile, speed=speed)
+    else:
+        from ebl_stream.sources.files import FileSource
+
+        source = FileSource(path, profile, speed=speed)
+    return source, source.profile
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give one HDF5 file or journal in it")
+    if not path.exists():
+        raise InputError(f"there is no file {path}")
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None

@@ -198,9 +198,7 @@ def _readable(
             logger.debug("%s frame %d: %s", dataset.name, index, error)
 
 
-def _require_usable(
-    images: Any, scan: Container, name: str, role: str
-) -> None:
+def _require_usable(images: Any, scan: Container, name: str, role: str) -> None:
     """Refuse frames that are all NaN or, darks excepted, all zero."""
     seen = False
     for image in images:
@@ -267,9 +265,7 @@ def _kinds(scan: Container, name: str, n_frames: int) -> NDArray[np.integer[Any]
     return kinds
 
 
-def _rotation_center(
-    scan: Container, layout: Layout, n_columns: int
-) -> float | None:
+def _rotation_center(scan: Container, layout: Layout, n_columns: int) -> float | None:
     if layout.rotation_center is None:
         return None
     value = _number(scan.open(layout.rotation_center))

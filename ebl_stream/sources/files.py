@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ebl_stream.frames import Kind
 from ebl_stream.hdf5 import open_hdf5
-from ebl_stream.profile import Keys, Profile
+from ebl_stream.profile import Keys, Profile, load, shipped
 from ebl_stream.sources.checks import ScanFile, Stack, check_scan
 from ebl_stream.sources.layouts import Container, find_layout
 from ebl_stream.sources.pace import Pace
@@ -39,9 +39,9 @@ class FileSource:
     Parameters
     ----------
     path : pathlib.Path
-    profile : Profile
-        Names datasets, streams and data keys; :attr:`profile` is this one with the
-        data keys that the documents use.
+    profile : Profile, optional
+        Names datasets, streams and data keys; None takes the shipped one of the
+        layout. :attr:`profile` is that with the data keys of the documents.
     speed : float, optional
         1 keeps the recorded cadence, where the file has the time of every frame.
 
@@ -52,17 +52,20 @@ class FileSource:
     """
 
     def __init__(
-        self, path: Path, profile: Profile, *, speed: float | None = None
+        self, path: Path, profile: Profile | None, *, speed: float | None = None
     ) -> None:
         self.path = path.resolve()
+        base = profile or load("default")
         self.roots = (
             self.path.parent,
-            *(Path(root).expanduser().resolve() for root in profile.files.roots),
+            *(Path(root).expanduser().resolve() for root in base.files.roots),
         )
         with open_hdf5(self.path) as file:
             scan = Container(file, self.path, self.roots)
-            self._scan = check_scan(scan, find_layout(scan, profile), profile)
-        self.profile = _with_keys(profile, self._scan)
+            self._scan = check_scan(scan, find_layout(scan, base), base)
+        layout = self._scan.layout.name
+        fitting = load(layout) if profile is None and layout in shipped() else base
+        self.profile = _with_keys(fitting, self._scan)
         self._speed = speed
 
     def documents(self) -> Iterator[Document]:
@@ -97,14 +100,16 @@ class _Run:
         self.uid = str(uuid.uuid5(_RUNS, identity))
         self.path, self.scan, self.profile = path, scan, profile
         self.time = status.st_mtime
-        self.keys, self.streams = profile.keys, profile.streams
+        self.keys = profile.keys
         self.num_events: dict[str, int] = {}
 
     def documents(self, pace: Pace) -> Iterator[Document]:
+        streams = self.profile.streams
         yield "start", self._start()
-        yield from self._references(self.streams.darks[0], self.scan.darks)
-        yield from self._references(self.streams.flats[0], self.scan.flats)
-        yield from self._projections(self.streams.projections[0], pace)
+        yield from self._references(_first(streams.darks, "darks"), self.scan.darks)
+        yield from self._references(_first(streams.flats, "flats"), self.scan.flats)
+        name = _first(streams.projections, "primary")
+        yield from self._projections(name, pace)
         yield "stop", self._stop()
 
     def _uid(self, *parts: object) -> str:
@@ -126,7 +131,11 @@ class _Run:
             "motors": [self.keys.theta],
             "source_file": self.path.name,
             "source_layout": scan.layout.name,
-            **{key[0]: value for key, value in found.items() if key and value is not None},
+            **{
+                key[0]: value
+                for key, value in found.items()
+                if key and value is not None
+            },
         }
 
     def _stop(self) -> dict[str, Any]:
@@ -145,7 +154,10 @@ class _Run:
         image = str(self.keys.image)
         self.num_events[stream] = stack.shape[0]
         if stack.image is not None:
-            yield "descriptor", self._descriptor(stream, {image: self._inline_key(stack)})
+            yield (
+                "descriptor",
+                self._descriptor(stream, {image: self._inline_key(stack)}),
+            )
             yield "event", self._event(stream, image, stack.image)
             return
         yield "descriptor", self._descriptor(stream, {image: self._data_key(stack)})
@@ -211,9 +223,7 @@ class _Run:
         del described["external"]
         return described
 
-    def _event(
-        self, stream: str, key: str, value: NDArray[Any]
-    ) -> dict[str, Any]:
+    def _event(self, stream: str, key: str, value: NDArray[Any]) -> dict[str, Any]:
         return {
             "uid": self._uid(stream, key, "event"),
             "descriptor": self._uid(stream),
@@ -246,6 +256,10 @@ class _Run:
             "indices": {"start": start, "stop": stop},
             "seq_nums": {"start": start + 1, "stop": stop + 1},
         }
+
+
+def _first(names: tuple[str, ...], otherwise: str) -> str:
+    return names[0] if names else otherwise
 
 
 def _block_frames(stack: Stack) -> int:

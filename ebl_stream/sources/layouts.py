@@ -200,7 +200,7 @@ def _subgroups(file: h5py.File, path: str) -> list[str]:
     if not isinstance(group, h5py.Group):
         return []
     return [
-        name
+        str(name)
         for name in group
         if isinstance(group.get(name, getlink=True), h5py.HardLink)
         and group.get(name, getclass=True) is h5py.Group

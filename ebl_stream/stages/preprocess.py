@@ -232,7 +232,7 @@ def _calm(image: Any, row: int, column: int, half: int, excess: float) -> float:
     allowed = (full // 4) * (window.size - 1) // (full - 1)
     if n == 0 or window.size - 1 - n > allowed:
         return value
-    return np.median(darker[:n])
+    return float(np.median(darker[:n]))
 
 
 @dataclass(frozen=True)

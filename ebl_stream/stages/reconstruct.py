@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream.accumulate import Accumulator, Window
-from ebl_stream.weights import angular_weights, alternate
+from ebl_stream.weights import alternate, angular_weights
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,303 @@
+"""A scan of a foam phantom by simulated devices, reconstructed while it runs.
+
+Everything but the hardware is real: a RunEngine, ophyd-async devices, files that
+grow, the door, the service as a process of its own, and its Tiled server.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import numpy as np
+import zarr
+from bluesky import RunEngine
+from bluesky.utils import RunEngineInterrupted
+from numpy.typing import NDArray
+from ophyd_async.core import init_devices
+
+from ebl_stream.callbacks import LiveReconstruction
+from ebl_stream.cli_messages import wait_and_look
+from ebl_stream.progress import ProgressView, summary
+from ebl_stream.record import read_record
+from ebl_stream.simulation.detector import DetectorModel
+from ebl_stream.simulation.devices import RotationStage, TomoDetector
+from ebl_stream.simulation.phantom import Foam, Order
+from ebl_stream.simulation.plan import tomo_scan
+from ebl_stream.stages import inside_circle
+from ebl_stream.tiled_server import TiledServer
+
+FINISH_S = 60.0
+"""How long the last volume may take after the scan, and Tiled after that."""
+POLL_S = 0.2
+N_FLATS = N_DARKS = 20
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The settings of one demonstration.
+
+    Parameters
+    ----------
+    columns, rows, angles : int
+        Size of the detector, and projections.
+    order : {"golden", "interlaced", "sequential"}
+    rate_hz : float
+        Projections per second.
+    lose : float
+        Fraction of the projections that the detector loses.
+    seed : int
+        Of the phantom, the noise and the losses.
+    out : Path
+        Folder of the results; raw files go to ``out/raw``.
+    tiled : str, optional
+        ``embedded`` (default), ``none``, or a server's address.
+    """
+
+    columns: int
+    rows: int
+    angles: int
+    order: Order
+    rate_hz: float
+    lose: float
+    seed: int
+    out: Path
+    tiled: str | None = None
+
+    def run(self, as_json: bool) -> int:
+        """Scan, reconstruct, compare with the truth; return the exit code."""
+        with ProgressView() as view:
+            view.say("making a foam phantom ...")
+            phantom = Foam(self.columns, self.rows, self.seed)
+            with self._door() as door:
+                interrupted, progress = self._scan(phantom, door, view)
+                result = self._result(progress)
+                if result is not None:
+                    result |= self._tiled_uri(result["processed_uid"])
+        if result is None:
+            view.say(f"there is no volume: {(progress or {}).get('message') or 'why?'}")
+            return 130 if interrupted else 1
+        result |= compare(result["volume"], phantom.volume())
+        self._tell(result, as_json)
+        if interrupted:
+            return 130
+        return {"complete": 0, "partial": 3}.get(result["state"], 1)
+
+    @contextmanager
+    def _door(self) -> Iterator[LiveReconstruction]:
+        raw = self.out.absolute() / "raw"
+        raw.mkdir(parents=True, exist_ok=True)
+        settings: dict[str, Any] = {"files.roots": [str(raw)]}
+        if self.tiled is not None:
+            settings["publish.tiled"] = self.tiled
+        door = LiveReconstruction("demo", out=self.out, set=settings)
+        try:
+            yield door
+        finally:
+            door.close()
+
+    def _scan(
+        self, phantom: Foam, door: LiveReconstruction, view: ProgressView
+    ) -> tuple[bool, Mapping[str, Any] | None]:
+        """Run the plan; return whether it was interrupted, and the last progress."""
+        engine = RunEngine({})
+        engine.subscribe(door)
+        with init_devices():
+            stage = RotationStage("stage")
+            camera = self._camera(stage, phantom)
+        view.say(
+            f"scanning: {self.angles} projections of {self.rows} x {self.columns} px, "
+            f"{self.order} angles, {self.rate_hz:g} per second; the detector computes "
+            "its frames first ..."
+        )
+        plan = tomo_scan(
+            camera,
+            stage,
+            self.angles,
+            self.order,
+            self.rate_hz,
+            N_FLATS,
+            N_DARKS,
+        )
+        interrupted = False
+        with following(door, view):
+            try:
+                engine(plan)
+            except (RunEngineInterrupted, KeyboardInterrupt):
+                interrupted = True
+                if engine.state == "paused":
+                    engine.abort("Ctrl-C")
+            final = wait_for_end(door)
+        return interrupted, final
+
+    def _camera(self, stage: RotationStage, phantom: Foam) -> TomoDetector:
+        rng = np.random.default_rng(self.seed)
+        lost = np.flatnonzero(rng.random(self.angles) < self.lose)
+        return TomoDetector(
+            self.out.absolute() / "raw",
+            stage,
+            phantom,
+            DetectorModel(self.rows, self.columns, seed=self.seed),
+            # Off the middle, as on every real stage: the house has to find it.
+            rotation_center=(self.columns - 1) / 2 + 0.01 * self.columns,
+            drop=lost.tolist(),
+        )
+
+    def _result(self, progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Return the fields of `replay --json`, from the run's own record."""
+        if not progress or not progress.get("volume"):
+            return None
+        volume = Path(str(progress["volume"]))
+        metadata = read_record(volume.parent).metadata()
+        return {
+            "run_uid": progress["run_uid"],
+            "processed_uid": progress["processed_uid"],
+            "volume": str(volume),
+            "shape": list(open_volume(volume).shape),
+            "rotation_center": progress["rotation_center"],
+            "rotation_center_source": progress["rotation_center_source"],
+            "n_projections": progress["n_used"],
+            "ledger": progress["ledger"],
+            "state": progress["state"],
+            "latency_s": metadata.get("latency_s", {}),
+            "wall_s": time.time() - metadata["start"]["time"],
+            "message": progress.get("message", ""),
+        }
+
+    def _tiled_uri(self, processed_uid: str) -> dict[str, str | None]:
+        """Return where Tiled serves the run; waits until it has all of it."""
+        if self.tiled not in (None, "embedded"):
+            return {"tiled_uri": None}
+        # The service's own server: this one only looks who serves the folder.
+        server = TiledServer(self.out)
+        server.start()
+        deadline = time.monotonic() + FINISH_S
+        try:
+            while server.wait_ready(max(0.0, deadline - time.monotonic())):
+                uri = f"{server.uri}/api/v1/metadata/processed/{processed_uid}"
+                if is_finished(uri, server.api_key):
+                    return {"tiled_uri": uri}
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(POLL_S)
+            return {"tiled_uri": None}
+        finally:
+            server.stop()
+
+    def _tell(self, result: dict[str, Any], as_json: bool) -> None:
+        if as_json:
+            click.echo(json.dumps(result))
+            return
+        click.echo(summary(result))
+        click.echo(
+            f"  against truth    PSNR {result['psnr_db']:.1f} dB, "
+            f"NRMSE {result['nrmse_truth']:.3f} (no fit, inside 0.9 of the circle)"
+        )
+        click.echo("\nOpen it in Python:")
+        click.echo(f"  import zarr; volume = zarr.open({result['volume']!r}, mode='r')")
+        click.echo("or look at it through Tiled:")
+        click.echo(f"  ebl-stream browse {self.out}")
+        if sys.stdout.isatty() and result["tiled_uri"]:
+            self._stay()
+
+    def _stay(self) -> None:
+        server = TiledServer(self.out)
+        server.start()
+        try:
+            if server.wait_ready(FINISH_S):
+                wait_and_look(server)
+        finally:
+            server.stop()
+
+
+@contextmanager
+def following(door: LiveReconstruction, view: ProgressView) -> Iterator[None]:
+    """Show what the service says while the RunEngine has this thread."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(POLL_S):
+            if door.status:
+                view(door.status)
+        if door.status:
+            view(door.status)
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def wait_for_end(door: LiveReconstruction) -> Mapping[str, Any] | None:
+    """Return the run's last progress, after at most a minute."""
+    deadline = time.monotonic() + FINISH_S
+    while time.monotonic() < deadline:
+        if door.status and door.status.get("state") != "running":
+            break
+        time.sleep(POLL_S)
+    return door.status
+
+
+def is_finished(uri: str, api_key: str | None) -> bool:
+    """Return whether Tiled knows a run and that it has ended."""
+    try:
+        headers = {"Authorization": f"Apikey {api_key}"}
+        reply = httpx.get(uri, headers=headers, timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    if reply.status_code != 200:
+        return False
+    state = reply.json()["data"]["attributes"]["metadata"].get("state")
+    return state != "running"
+
+
+def open_volume(path: Path | str) -> zarr.Array[Any]:
+    """Open a volume's zarr array for reading.
+
+    Raises
+    ------
+    TypeError
+        There is a group, not an array.
+    """
+    volume = zarr.open(str(path), mode="r")
+    if not isinstance(volume, zarr.Array):
+        raise TypeError(f"{path} is not a zarr array")
+    return volume
+
+
+def compare(path: str, truth: NDArray[np.float32]) -> dict[str, float]:
+    """Compare a volume with the truth, without any fit.
+
+    Parameters
+    ----------
+    path : str
+        zarr array, ``[z, y, x]``, 1/px.
+    truth : ndarray, [z, y, x]
+        1/px.
+
+    Returns
+    -------
+    dict
+        ``psnr_db`` (peak: the truth's range) and ``nrmse_truth`` (RMS error over
+        the truth's standard deviation), both inside 0.9 of the circle.
+    """
+    inside = inside_circle(truth.shape, 0.9)
+    true = truth[:, inside].astype(np.float64)
+    error = np.asarray(open_volume(path)[:])[:, inside] - true
+    rms = float(np.sqrt(np.mean(error**2)))
+    return {
+        "psnr_db": float(20 * np.log10(np.ptp(true) / rms)),
+        "nrmse_truth": rms / float(true.std()),
+    }
