@@ -148,6 +148,7 @@ class Accumulator:
 
     def _slices(self, grid: NDArray[np.float32]) -> NDArray[np.float32]:
         spectrum = grid.view(np.complex64)
+        image: NDArray[np.complex64]
         image = np.asarray(scipy.fft.ifft2(spectrum, axes=(0, 1), norm="forward"))
         pixel = np.arange(self.n_columns) - self.n_columns // 2
         cropped = image[pixel[:, None], pixel[None, :]]

@@ -15,12 +15,7 @@ from typing import Any
 
 import click
 
-from ebl_stream.cli_messages import (
-    answer_errors,
-    log_to_stderr,
-    stdout_to_stderr,
-    wait_and_look,
-)
+from ebl_stream.cli_messages import answer_errors, log_to_stderr, stdout_to_stderr
 from ebl_stream.cli_options import (
     DEFAULT_OUT,
     RowsOption,
@@ -95,8 +90,10 @@ def replay(
     held = log_to_stderr(ctx.obj)
     overrides = {**(PLAIN if plain else {}), **dict(sets)}
 
+    from ebl_stream.browse import wait_and_look
     from ebl_stream.progress import ProgressView
-    from ebl_stream.replay import Publishing, open_with_profile
+    from ebl_stream.publishing import Publishing
+    from ebl_stream.replay import open_with_profile
     from ebl_stream.replay import replay as run_replay
 
     opened, profile = open_with_profile(source, profile_name, overrides, speed)
@@ -105,17 +102,20 @@ def replay(
         with ProgressView() as view, stdout_to_stderr():
 
             def progressed(progress: Any) -> None:
+                # Before that it may still turn out that the input is bad.
                 if progress.volume is not None:
-                    held.release()
-                view(progress.as_dict())
+                    held.let_through()
+                    view(progress.as_dict())
 
             outcome = run_replay(
                 opened, profile, publishing, out=out, rows=rows, on_progress=progressed
             )
-        held.release()
+        held.let_through()
         print_results(outcome.as_dicts(), as_json)
-        if publishing.server is not None and not as_json and not outcome.interrupted:
-            stay_to_look(publishing.server)
+        server = publishing.server
+        may_stay = sys.stdout.isatty() and not as_json and not outcome.interrupted
+        if may_stay and server is not None and server.is_ready:
+            wait_and_look(server)
         return outcome.exit_code
     finally:
         publishing.close()
@@ -144,7 +144,7 @@ def serve(
 ) -> int:
     """Reconstruct live scans whose documents come over a socket."""
     check_out(out)
-    log_to_stderr(ctx.obj).release()
+    log_to_stderr(ctx.obj).let_through()
     from ebl_stream.profile import load
     from ebl_stream.service import serve as run_service
 
@@ -154,7 +154,7 @@ def serve(
         source,
         out=out,
         tiled=tiled or profile.publish.tiled,
-        ready=lambda *_: click.echo(f"ready: {profile.name}, documents from {source}"),
+        ready=lambda address: click.echo(f"ready: {profile.name} at {address}"),
         idle_exit_s=idle_exit_s,
     )
 
@@ -179,7 +179,7 @@ def check(
     shape: str | None,
 ) -> int:
     """Say before the scan whether anything would stop it."""
-    log_to_stderr(ctx.obj).release()
+    log_to_stderr(ctx.obj).let_through()
     from ebl_stream.check import parse_shape, run_checks, show
     from ebl_stream.profile import load
 
@@ -195,23 +195,12 @@ def check(
 @click.pass_context
 def browse(ctx: click.Context, out: Path) -> int:
     """Serve the results in OUT with Tiled until Ctrl-C."""
-    log_to_stderr(ctx.obj).release()
+    log_to_stderr(ctx.obj).let_through()
     if not out.is_dir():
         raise InputError(f"there is no folder {str(out)!r} with results")
-    from ebl_stream.tiled_server import TiledServer
+    from ebl_stream.browse import browse as run_browse
 
-    server = TiledServer(out)
-    server.start()
-    try:
-        if not server.wait_ready(60):
-            click.echo(
-                f"the Tiled server does not start; see {out}/.tiled/log", err=True
-            )
-            return 1
-        wait_and_look(server)
-        return 0
-    finally:
-        server.stop()
+    return run_browse(out)
 
 
 @cli.command()
@@ -248,7 +237,7 @@ def browse(ctx: click.Context, out: Path) -> int:
 def demo(ctx: click.Context, as_json: bool, **settings: Any) -> int:
     """Scan a foam phantom with simulated devices and watch its volume sharpen."""
     check_out(settings["out"])
-    log_to_stderr(ctx.obj).release()
+    log_to_stderr(ctx.obj).let_through()
     from ebl_stream.demo import Demo
 
     return Demo(**settings).run(as_json)
@@ -277,12 +266,6 @@ def print_results(results: list[dict[str, Any]], as_json: bool) -> None:
 
     for result in results:
         click.echo(json.dumps(result) if as_json else summary(result))
-
-
-def stay_to_look(server: Any) -> None:
-    """Leave the Tiled server up for a user at a terminal, until Ctrl-C."""
-    if sys.stdout.isatty() and server.is_ready:
-        wait_and_look(server)
 
 
 def main(argv: list[str] | None = None) -> None:

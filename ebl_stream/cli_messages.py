@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import logging.handlers
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +30,7 @@ class HeldLog(logging.handlers.MemoryHandler):
         self.setTarget(target)
         self.setLevel(level)
 
-    def release(self) -> None:
+    def let_through(self) -> None:
         """Show what was kept back, and from now on everything at once."""
         self.capacity = 1
         self.flush()
@@ -90,15 +89,3 @@ def complain(message: str) -> None:
     safe = "".join(c if c.isprintable() or c == "\n" else "?" for c in shown)
     with contextlib.suppress(OSError):
         click.echo(f"ebl-stream: {safe}", err=True)
-
-
-def wait_and_look(server: Any) -> None:
-    """Say how to look, and wait for Ctrl-C."""
-    click.echo(f"\nTiled serves {server.folder}")
-    click.echo(f"  browser: {server.uri}/?api_key={server.api_key}")
-    click.echo("  Python:  from tiled.client import from_uri")
-    click.echo(f"           from_uri({server.uri!r}, api_key={server.api_key!r})")
-    click.echo("Ctrl-C stops it; the results stay.")
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        signal.pause()

@@ -10,14 +10,13 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import httpx
 import numpy as np
 import zarr
 from bluesky import RunEngine
@@ -25,10 +24,9 @@ from bluesky.utils import RunEngineInterrupted
 from numpy.typing import NDArray
 from ophyd_async.core import init_devices
 
+from ebl_stream.browse import has_ended_in, node_uri, wait_and_look
 from ebl_stream.callbacks import LiveReconstruction
-from ebl_stream.cli_messages import wait_and_look
 from ebl_stream.progress import ProgressView, summary
-from ebl_stream.record import read_record
 from ebl_stream.simulation.detector import DetectorModel
 from ebl_stream.simulation.devices import RotationStage, TomoDetector
 from ebl_stream.simulation.phantom import Foam, Order
@@ -79,12 +77,11 @@ class Demo:
             view.say("making a foam phantom ...")
             phantom = Foam(self.columns, self.rows, self.seed)
             with self._door() as door:
-                interrupted, progress = self._scan(phantom, door, view)
-                result = self._result(progress)
-                if result is not None:
+                interrupted, result = self._scan(phantom, door, view)
+                if "volume" in result:
                     result |= self._tiled_uri(result["processed_uid"])
-        if result is None:
-            view.say(f"there is no volume: {(progress or {}).get('message') or 'why?'}")
+        if "volume" not in result:
+            view.say(f"there is no volume: {result.get('message')}")
             return 130 if interrupted else 1
         result |= compare(result["volume"], phantom.volume())
         self._tell(result, as_json)
@@ -107,8 +104,8 @@ class Demo:
 
     def _scan(
         self, phantom: Foam, door: LiveReconstruction, view: ProgressView
-    ) -> tuple[bool, Mapping[str, Any] | None]:
-        """Run the plan; return whether it was interrupted, and the last progress."""
+    ) -> tuple[bool, dict[str, Any]]:
+        """Run the plan; return whether it was interrupted, and what came of it."""
         engine = RunEngine({})
         engine.subscribe(door)
         with init_devices():
@@ -136,8 +133,7 @@ class Demo:
                 interrupted = True
                 if engine.state == "paused":
                     engine.abort("Ctrl-C")
-            final = wait_for_end(door)
-        return interrupted, final
+            return interrupted, what_came(door)
 
     def _camera(self, stage: RotationStage, phantom: Foam) -> TomoDetector:
         rng = np.random.default_rng(self.seed)
@@ -152,27 +148,6 @@ class Demo:
             drop=lost.tolist(),
         )
 
-    def _result(self, progress: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """Return the fields of `replay --json`, from the run's own record."""
-        if not progress or not progress.get("volume"):
-            return None
-        volume = Path(str(progress["volume"]))
-        metadata = read_record(volume.parent).metadata()
-        return {
-            "run_uid": progress["run_uid"],
-            "processed_uid": progress["processed_uid"],
-            "volume": str(volume),
-            "shape": list(open_volume(volume).shape),
-            "rotation_center": progress["rotation_center"],
-            "rotation_center_source": progress["rotation_center_source"],
-            "n_projections": progress["n_used"],
-            "ledger": progress["ledger"],
-            "state": progress["state"],
-            "latency_s": metadata.get("latency_s", {}),
-            "wall_s": time.time() - metadata["start"]["time"],
-            "message": progress.get("message", ""),
-        }
-
     def _tiled_uri(self, processed_uid: str) -> dict[str, str | None]:
         """Return where Tiled serves the run; waits until it has all of it."""
         if self.tiled not in (None, "embedded"):
@@ -183,9 +158,8 @@ class Demo:
         deadline = time.monotonic() + FINISH_S
         try:
             while server.wait_ready(max(0.0, deadline - time.monotonic())):
-                uri = f"{server.uri}/api/v1/metadata/processed/{processed_uid}"
-                if is_finished(uri, server.api_key):
-                    return {"tiled_uri": uri}
+                if has_ended_in(server, processed_uid):
+                    return {"tiled_uri": node_uri(server, processed_uid)}
                 if time.monotonic() > deadline:
                     break
                 time.sleep(POLL_S)
@@ -226,10 +200,8 @@ def following(door: LiveReconstruction, view: ProgressView) -> Iterator[None]:
 
     def follow() -> None:
         while not ended.wait(POLL_S):
-            if door.status:
-                view(door.status)
-        if door.status:
-            view(door.status)
+            show(door, view)
+        show(door, view)
 
     thread = threading.Thread(target=follow, name="progress", daemon=True)
     thread.start()
@@ -240,27 +212,19 @@ def following(door: LiveReconstruction, view: ProgressView) -> Iterator[None]:
         thread.join()
 
 
-def wait_for_end(door: LiveReconstruction) -> Mapping[str, Any] | None:
-    """Return the run's last progress, after at most a minute."""
-    deadline = time.monotonic() + FINISH_S
-    while time.monotonic() < deadline:
-        if door.status and door.status.get("state") != "running":
-            break
-        time.sleep(POLL_S)
-    return door.status
+def show(door: LiveReconstruction, view: ProgressView) -> None:
+    """Show the newest progress; the result at the end is shown by itself."""
+    status = door.status
+    if status and not status.get("final"):
+        view(status)
 
 
-def is_finished(uri: str, api_key: str | None) -> bool:
-    """Return whether Tiled knows a run and that it has ended."""
+def what_came(door: LiveReconstruction) -> dict[str, Any]:
+    """Return the run's result, or the reason why there is none."""
     try:
-        headers = {"Authorization": f"Apikey {api_key}"}
-        reply = httpx.get(uri, headers=headers, timeout=5, trust_env=False)
-    except httpx.HTTPError:
-        return False
-    if reply.status_code != 200:
-        return False
-    state = reply.json()["data"]["attributes"]["metadata"].get("state")
-    return state != "running"
+        return dict(door.wait(FINISH_S))
+    except TimeoutError as error:
+        return {"message": str(error)}
 
 
 def open_volume(path: Path | str) -> zarr.Array[Any]:

@@ -116,7 +116,7 @@ def resolution_px(curve: NDArray[np.float64], threshold: float = 1 / 7) -> float
     place = float(k)
     if k > FIRST_RING and np.isfinite(curve[k]):
         place -= (threshold - curve[k]) / (curve[k - 1] - curve[k])
-    return 2 * (len(curve) - 1) / place
+    return float(2 * (len(curve) - 1) / place)
 
 
 def split_noise(half_difference: NDArray[np.float32]) -> float:

@@ -2,27 +2,21 @@
 
 import contextlib
 import http.server
-import logging
 import os
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import threading
-import time
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import zarr
 from tiled.client import from_uri
 from tiled.queries import Key
 
-from ebl_stream.errors import InputError
 from ebl_stream.output import ArraySpec, RunOutput
 from ebl_stream.record import read_record
-from ebl_stream.tiled_api import Address
 from ebl_stream.tiled_link import TiledLink
 from ebl_stream.tiled_server import TiledServer
 
@@ -45,9 +39,8 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def link(server):
-    link = TiledLink(server)
-    yield link
-    link.close(0)
+    with linked(server) as link:
+        yield link
 
 
 @pytest.fixture
@@ -55,10 +48,13 @@ def client(server):
     return from_uri(server.uri, api_key=server.api_key, include_data_sources=True)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@contextlib.contextmanager
+def linked(address, **kwargs):
+    link = TiledLink(address, **kwargs)
+    try:
+        yield link
+    finally:
+        link.close(0)
 
 
 def create(folder, uid, link, arrays=(RECON, LABELS)):
@@ -93,8 +89,6 @@ def assert_same_as_folder(node, out):
 
 
 def out_array(out, name):
-    import zarr
-
     return np.asarray(zarr.open_array(out.path(name), mode="r"))
 
 
@@ -166,24 +160,14 @@ def test_latest_version_wins_when_tiled_is_slow(server, client):
     out = create(server.folder, "late-link", None)
     for version in range(1, 6):
         look(out, version)
-    with contextlib.closing(Follower(server)) as late:
-        late.link.follow(out.record)
-        assert late.link.wait_until_caught_up(PATIENCE_S)
+    with linked(server) as late:
+        late.follow(out.record)
+        assert late.wait_until_caught_up(PATIENCE_S)
         listener = Listener(client["processed"]["late-link"]["recon"])
         out.finish("complete", {})
-        late.link.changed()
+        late.changed()
         assert listener.closed.wait(PATIENCE_S)
     assert [stamp["version"] for stamp, _, _ in listener.got] == [5, 5, 5]
-
-
-class Follower:
-    """A link that is closed at the end of a block."""
-
-    def __init__(self, address, **kwargs):
-        self.link = TiledLink(address, **kwargs)
-
-    def close(self):
-        self.link.close(0)
 
 
 def test_two_runs_at_a_time(server, link, client):
@@ -256,11 +240,11 @@ def test_name_taken_by_a_stranger_is_left_alone(server, link, client, caplog):
 
 
 def test_wrong_key_is_said_once_with_what_to_do(server, caplog):
-    with contextlib.closing(Follower(server.uri, api_key="wrong")) as other:
-        out = create(server.folder, "denied", other.link)
+    with linked(server.uri, api_key="wrong") as other:
+        out = create(server.folder, "denied", other)
         for version in (1, 2, 3):
             look(out, version)
-            assert not other.link.wait_until_caught_up(0.4)
+            assert not other.wait_until_caught_up(0.4)
     warnings = [r for r in caplog.records if r.name == "ebl_stream.tiled_link"]
     assert len(warnings) == 1
     assert "TILED_API_KEY" in warnings[0].getMessage()
@@ -302,13 +286,13 @@ def test_rows_whose_reply_was_lost_are_not_sent_twice(server, client):
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{proxy.server_port}?api_key={server.api_key}"
     try:
-        with contextlib.closing(Follower(address)) as other:
-            out = create(server.folder, "lossy", other.link)
+        with linked(address) as other:
+            out = create(server.folder, "lossy", other)
             look(out, 1)
             look(out, 2)
             out.finish("complete", {})
-            assert other.link.wait_until_caught_up(PATIENCE_S)
-            assert server.api_key not in other.link.uri
+            assert other.wait_until_caught_up(PATIENCE_S)
+            assert server.api_key not in other.uri
     finally:
         proxy.shutdown()
         proxy.server_close()
@@ -339,23 +323,22 @@ def test_server_killed_in_the_middle_of_a_run(server, link, client, caplog):
 
 def test_tiled_comes_late_and_cannot_see_one_of_the_folders(tmp_path, caplog):
     """Down at the start; a folder it may not read is sent over HTTP instead."""
-    port = free_port()
-    with contextlib.closing(Follower(f"http://127.0.0.1:{port}", api_key=None)) as one:
-        late = TiledServer(tmp_path / "seen", port)
-        seen = create(tmp_path / "seen", "seen", one.link)
-        look(seen, 1)
-        assert not one.link.wait_until_caught_up(0.5)
+    late = TiledServer(tmp_path / "seen")
+    with linked(late) as link:
+        seen = create(tmp_path / "seen", "seen", link)
+        hidden = create(tmp_path / "hidden", "hidden", link)
+        for version in (1, 2):
+            look(seen, version)
+            look(hidden, version)
+        assert not link.wait_until_caught_up(0.2)
+        assert link.uri is None
+        late.start()
         try:
-            late.start()
-            assert late.wait_ready(PATIENCE_S)
-            with contextlib.closing(Follower(late)) as other:
-                other.link.follow(seen.record)
-                hidden = create(tmp_path / "hidden", "hidden", other.link)
-                for version in (1, 2):
-                    look(hidden, version)
-                seen.finish("complete", {})
-                hidden.finish("complete", {})
-                assert other.link.wait_until_caught_up(PATIENCE_S)
+            assert link.wait_until_caught_up(PATIENCE_S)
+            look(hidden, 3)
+            seen.finish("complete", {})
+            hidden.finish("complete", {})
+            assert link.wait_until_caught_up(PATIENCE_S)
             tree = from_uri(late.uri, api_key=late.api_key)["processed"]
             assert_same_as_folder(tree["seen"], seen)
             assert_same_as_folder(tree["hidden"], hidden)
@@ -401,74 +384,3 @@ def test_server_keeps_strangers_out(server):
     assert httpx.get(url).status_code == 401
     key = {"Authorization": f"Apikey {server.api_key}"}
     assert httpx.get(url, headers=key).status_code == 200
-
-
-PARENT = """
-import sys, time
-from pathlib import Path
-from ebl_stream.tiled_server import TiledServer
-server = TiledServer(Path(sys.argv[1]))
-server.start()
-while server.pid is None:
-    time.sleep(0.01)
-print(server.pid, flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux")
-def test_server_dies_with_its_parent(tmp_path):
-    command = [sys.executable, "-c", PARENT, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        child = int(parent.stdout.readline())
-        parent.kill()
-    deadline = time.monotonic() + PATIENCE_S
-    while alive(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(child)
-
-
-def alive(pid):
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
-def test_server_that_cannot_start_says_so_and_is_not_ready(tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    server = TiledServer(tmp_path / "file")
-    server.start()
-    assert not server.wait_ready(0.1)
-    assert "no Tiled server" in caplog.text
-    server.stop()
-
-
-@pytest.mark.parametrize(
-    ("text", "server", "prefix", "key"),
-    [
-        ("http://h:8000", "http://h:8000", (), None),
-        ("https://h/api/v1/", "https://h", (), None),
-        ("http://h/tiled/api/v1/metadata/a/b", "http://h/tiled", ("a", "b"), None),
-        ("http://h:1/?api_key=s3", "http://h:1", (), "s3"),
-    ],
-)
-def test_address_forms(text, server, prefix, key):
-    address = Address.parse(text)
-    assert (address.server, address.prefix, address.api_key) == (server, prefix, key)
-    assert "s3" not in repr(address)
-
-
-@pytest.mark.parametrize("text", ["", "somewhere", "ftp://h", "http://", "http://h:x"])
-def test_address_that_is_none(text):
-    with pytest.raises(InputError, match="not the address of a Tiled server"):
-        TiledLink(text, api_key=None)
-
-
-def test_node_uri_quotes_and_keeps_the_prefix():
-    link = TiledLink("http://127.0.0.1:9/api/v1/metadata/a b", api_key="k")
-    assert link.node_uri("u") == "http://127.0.0.1:9/api/v1/metadata/a%20b/processed/u"
-    assert link.uri == "http://127.0.0.1:9"
-    link.close(0)
-    assert logging.getLogger("ebl_stream.tiled_link").level == logging.NOTSET

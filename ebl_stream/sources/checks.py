@@ -116,22 +116,15 @@ def _stack(scan: Container, name: str, role: str, profile: Profile) -> Stack:
             f"{where} has shape {dataset.shape} (angle, row, column): "
             f"nothing to reconstruct, two columns at least are needed"
         )
-    _check_limits(where, dataset, profile)
+    _check_count(where, dataset, profile)
     return _described(name, dataset, dataset.shape)
 
 
-def _check_limits(where: str, dataset: h5py.Dataset, profile: Profile) -> None:
-    files = profile.files
-    n_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
-    if n_bytes > files.max_frame_bytes:
+def _check_count(where: str, dataset: h5py.Dataset, profile: Profile) -> None:
+    limit = profile.files.max_projections
+    if dataset.shape[0] > limit:
         raise InputError(
-            f"{where}: one frame {dataset.shape[1:]} has {n_bytes} bytes, at most "
-            f"{files.max_frame_bytes} are allowed\n"
-            f"if that is meant: --set files.max_frame_bytes={n_bytes}"
-        )
-    if dataset.shape[0] > files.max_projections:
-        raise InputError(
-            f"{where} has {dataset.shape[0]} frames, at most {files.max_projections} "
+            f"{where} has {dataset.shape[0]} frames, at most {limit} "
             f"are allowed\n"
             f"if that is meant: --set files.max_projections={dataset.shape[0]}"
         )
@@ -166,7 +159,7 @@ def _references(
         _require_usable([image], scan, name, role)
         return _described(name, dataset, (1, *image.shape), image=image)
     _require_signal(scan, name, role, np.arange(dataset.shape[0]))
-    _check_limits(f"{scan.path}: {name} ({role})", dataset, profile)
+    _check_count(f"{scan.path}: {name} ({role})", dataset, profile)
     return _described(name, dataset, dataset.shape)
 
 
@@ -268,22 +261,23 @@ def _kinds(scan: Container, name: str, n_frames: int) -> NDArray[np.integer[Any]
 def _rotation_center(scan: Container, layout: Layout, n_columns: int) -> float | None:
     if layout.rotation_center is None:
         return None
-    value = _number(scan.open(layout.rotation_center))
+    dataset = scan.open_optional([layout.rotation_center])
+    value = _number(dataset) if dataset is not None else None
     # Beyond one width either side no ray would meet the axis.
     if value is not None and -n_columns <= value <= 2 * n_columns:
         return value
-    logger.warning("%s: no use for the rotation center in %s", scan.path, layout)
+    name = layout.rotation_center
+    logger.warning("%s: no use for the rotation center in %s", scan.path, name)
     return None
 
 
 def _voxel_size_um(scan: Container, layout: Layout) -> float | None:
-    name = scan.find(layout.voxel_sizes)
-    if name is None:
+    dataset = scan.open_optional(layout.voxel_sizes)
+    if dataset is None:
         return None
-    dataset = scan.open(name)
     value, unit = _number(dataset), _UM_PER.get(_units(dataset))
     if value is None or value <= 0 or unit is None:
-        logger.info("%s: %s without a known unit, left out", scan.path, name)
+        logger.info("%s: %s without a known unit, left out", scan.path, dataset)
         return None
     return value * unit
 
@@ -301,9 +295,9 @@ def _times(
 ) -> NDArray[np.float64] | None:
     """Read when each frame was taken, where a dataset says so for every one."""
     for name in layout.times:
-        if scan.find([name]) is None:
+        dataset = scan.open_optional([name])
+        if dataset is None:
             continue
-        dataset = scan.open(name)
         if dataset.shape == (n_frames,) and dataset.dtype.kind in "iuf":
             times = dataset[()].astype(float)
             if np.isfinite(times).all():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from ebl_stream.errors import InputError
 from ebl_stream.frames import Kind
 from ebl_stream.hdf5 import open_hdf5
 from ebl_stream.profile import Keys, Profile, load, shipped
@@ -60,9 +61,7 @@ class FileSource:
             self.path.parent,
             *(Path(root).expanduser().resolve() for root in base.files.roots),
         )
-        with open_hdf5(self.path) as file:
-            scan = Container(file, self.path, self.roots)
-            self._scan = check_scan(scan, find_layout(scan, base), base)
+        self._scan = _look(self.path, self.roots, base)
         layout = self._scan.layout.name
         fitting = load(layout) if profile is None and layout in shipped() else base
         self.profile = _with_keys(fitting, self._scan)
@@ -78,6 +77,16 @@ class FileSource:
 
     def close(self) -> None:
         """Do nothing: no file is held open."""
+
+
+def _look(path: Path, roots: Sequence[Path], profile: Profile) -> ScanFile:
+    try:
+        with open_hdf5(path) as file:
+            limit = profile.files.max_frame_bytes
+            scan = Container(file, path, roots, max_frame_bytes=limit)
+            return check_scan(scan, find_layout(scan, profile), profile)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as HDF5: {error}") from None
 
 
 def _with_keys(profile: Profile, scan: ScanFile) -> Profile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 from ebl_stream.errors import InputError
 from ebl_stream.hdf5 import open_dataset
 from ebl_stream.profile import Datasets, Profile, load
+
+logger = logging.getLogger(__name__)
 
 _MAX_SOFT_LINKS = 16
 _MAX_LISTED = 8
@@ -58,10 +61,18 @@ class _Sniffed:
 class Container:
     """An open HDF5 scan: its datasets by path, links kept within allowed folders."""
 
-    def __init__(self, file: h5py.File, path: Path, roots: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        file: h5py.File,
+        path: Path,
+        roots: Sequence[Path],
+        *,
+        max_frame_bytes: int,
+    ) -> None:
         self.file = file
         self.path = path
         self.roots = tuple(roots)
+        self._max_frame_bytes = max_frame_bytes
 
     def open(self, name: str) -> h5py.Dataset:
         """Open a dataset that must be there.
@@ -69,13 +80,25 @@ class Container:
         Raises
         ------
         InputError
-            It is not there, is no dataset, or a link leads out of the roots.
+            It is not there, is no dataset of numbers, is too large, or a link
+            leads out of the roots.
         """
         if not _exists(self.file, name):
             raise InputError(
                 f"{self.path}: there is no dataset {name}\n{self.advice('projections')}"
             )
-        return open_dataset(self.file, name, self.roots)
+        return open_dataset(
+            self.file, name, self.roots, max_frame_bytes=self._max_frame_bytes
+        )
+
+    def open_optional(self, names: Sequence[str]) -> h5py.Dataset | None:
+        """Open the first of these; None where there is none that can be read."""
+        name = self.find(names)
+        try:
+            return self.open(name) if name else None
+        except InputError as error:
+            logger.warning("left out: %s", error)
+            return None
 
     def find(self, names: Sequence[str]) -> str | None:
         """Return the first of these names that the file has."""
@@ -83,8 +106,8 @@ class Container:
 
     def text(self, names: Sequence[str]) -> str | None:
         """Read the first of these that is there as a text."""
-        name = self.find(names)
-        value = self.open(name)[()] if name else None
+        dataset = self.open_optional(names)
+        value = dataset[()] if dataset is not None else None
         if isinstance(value, np.ndarray) and value.size == 1:
             value = value.ravel()[0]
         if isinstance(value, bytes):

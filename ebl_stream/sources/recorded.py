@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import h5py
 
 from ebl_stream.errors import InputError
+from ebl_stream.hdf5 import resolve_uri
 from ebl_stream.journal import read_journal
 from ebl_stream.profile import Profile, load
 from ebl_stream.sources.pace import Pace
@@ -91,24 +91,16 @@ class _Look:
 
 def _folders(uris: set[str], profile: Profile) -> tuple[Path, ...]:
     """Return the folders of those files that are regular, readable and HDF5."""
-    paths = (local_path(uri, profile.files.path_map) for uri in uris)
-    allowed = {path.parent for path in paths if path and is_own_hdf5(path)}
-    return tuple(sorted(allowed))
+    anywhere = (Path("/"),)
+    paths = (find_hdf5(uri, anywhere, profile) for uri in uris)
+    return tuple(sorted({path.parent for path in paths if path}))
 
 
-def local_path(uri: str, path_map: dict[str, str]) -> Path | None:
-    """Return where a file URI or path lies on this machine; None for other schemes."""
-    parts = urlparse(uri)
-    if parts.scheme not in ("", "file"):
+def find_hdf5(uri: str, roots: Sequence[Path], profile: Profile) -> Path | None:
+    """Return where a URI's file lies, if it is HDF5, readable and inside the roots."""
+    try:
+        path = resolve_uri(uri, roots, profile.files.path_map)
+    except InputError as error:
+        logger.info("not read as a file: %s", error)
         return None
-    text = unquote(parts.path)
-    for there, here in path_map.items():
-        if text.startswith(there):
-            text = here + text.removeprefix(there)
-            break
-    return Path(text).resolve() if text.startswith("/") else None
-
-
-def is_own_hdf5(path: Path) -> bool:
-    """Say whether this is a regular HDF5 file that this user may read."""
-    return path.is_file() and os.access(path, os.R_OK) and h5py.is_hdf5(path)
+    return path if os.access(path, os.R_OK) and h5py.is_hdf5(path) else None

@@ -103,7 +103,7 @@ class OppositePairs:
         center = (best.shift + alignment.n_columns - 1) / 2
         contrast = best.height / max(alignment.second(best, smoothing), 1e-6)
         facts = (
-            f"{len(alignment.pairs)} pairs within "
+            f"{len(alignment.pairs)} pairs, within "
             f"{np.degrees(abs(alignment.pairs.miss).max()):.2g} degrees of half a turn"
         )
         why = f"opposite projections agree ({facts})"

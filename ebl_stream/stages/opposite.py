@@ -235,11 +235,21 @@ class Alignment:
     def spread(self, best: Best) -> float:
         """Return how far parts of the data stray, each searching on its own (px).
 
-        The larger of two medians: of the places that they find in the whole range,
-        and of those that they find near the best one, with a depth of their own.
+        Parts by pairs betray a sample that moved, parts by rows a pattern that all
+        pairs share.
         """
         n_pairs, n_blocks, _ = self._curves.product.shape
-        part_of = np.add.outer(np.arange(n_pairs), np.arange(n_blocks)) % PARTS
+        pair, block = np.indices((n_pairs, n_blocks))
+        return max(
+            self._strays(best, part_of) for part_of in ((pair + block) % PARTS, block)
+        )
+
+    def _strays(self, best: Best, part_of: NDArray[np.intp]) -> float:
+        """Return the larger of two medians over the parts.
+
+        Of the places that they find in the whole range, and of those that they find
+        near the best one, with a depth of their own.
+        """
         far, near = [], []
         for part in np.unique(part_of):
             curves = self._curves.normalized(part_of == part)

@@ -42,12 +42,10 @@ def repair(values: NDArray[np.float32]) -> int:
     finite = np.isfinite(values)
     if finite.all():
         return 0
-    images = values.reshape(-1, *values.shape[-2:])
-    good = finite.reshape(images.shape)
     return sum(
-        _fill(image, where)
-        for image, where in zip(images, good, strict=True)
-        if where.any() and not where.all()
+        _fill(values[k], finite[k])
+        for k in np.ndindex(values.shape[:-2])
+        if finite[k].any() and not finite[k].all()
     )
 
 
@@ -250,8 +248,8 @@ class RemoveRings:
     takes: ClassVar[Values] = "line_integral"
     role: ClassVar[Values] = "line_integral"
 
-    size: int = 9
-    """Columns of the median that stands for the smooth part (odd)."""
+    size: int = 5
+    """Columns (odd) of the median that, smoothed, stands for the sample."""
     min_coverage: float = 0.25
     """Below it the mean still shows the sample, and nothing is subtracted."""
 
@@ -273,7 +271,8 @@ class RemoveRings:
         -------
         ndarray, [row, column]
         """
-        smooth = ndimage.median_filter(mean, size=(1, self.size), mode="nearest")
+        steps = ndimage.median_filter(mean, size=(1, self.size), mode="nearest")
+        smooth = ndimage.gaussian_filter1d(steps, self.size / 6, axis=1, mode="nearest")
         return np.asarray(mean - smooth, np.float32)
 
     def __call__(

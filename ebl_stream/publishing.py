@@ -1,0 +1,68 @@
+"""Tiled for one command: the link, and the embedded server where it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from ebl_stream.profile import Profile
+from ebl_stream.tiled_link import TiledLink
+from ebl_stream.tiled_server import TiledServer
+
+logger = logging.getLogger(__name__)
+
+CATCH_UP_S = 30.0
+"""How long Tiled may take to hear of the last slab."""
+
+
+class Publishing:
+    """Tiled for one command: nothing is started before there is a result.
+
+    Parameters
+    ----------
+    where : str
+        ``embedded``, ``none``, or the address of a Tiled server.
+    out : Path
+        Folder of the results, which the embedded server serves.
+    profile : Profile
+        Names the container and the environment variable with the key.
+    """
+
+    def __init__(self, where: str, out: Path, profile: Profile) -> None:
+        self.server = TiledServer(out) if where == "embedded" else None
+        self.link: TiledLink | None = None
+        if where != "none":
+            self.link = TiledLink(
+                self.server or where,
+                api_key=os.environ.get(profile.publish.api_key_env),
+                container=profile.publish.path,
+            )
+        self._began = False
+
+    def begin(self) -> None:
+        """Start the embedded server; call it again at will."""
+        if self.server is not None and not self._began:
+            self._began = True
+            self.server.start()
+
+    def node_uri(self, processed_uid: str) -> str | None:
+        """Return where Tiled serves a run, after at most half a minute.
+
+        None where nothing is to be published, and where Tiled did not take it; a
+        warning says so.
+        """
+        if self.link is None:
+            return None
+        could_start = self.server is None or self.server.api_key is not None
+        if could_start and self.link.wait_until_caught_up(CATCH_UP_S):
+            return self.link.node_uri(processed_uid)
+        logger.warning("the result is not in Tiled; it is safe in its folder")
+        return None
+
+    def close(self) -> None:
+        """Stop telling Tiled, and the embedded server."""
+        if self.link is not None:
+            self.link.close(0)
+        if self.server is not None:
+            self.server.stop()
