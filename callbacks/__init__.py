@@ -3,8 +3,8 @@
 >>> RE.subscribe(LiveReconstruction("2bm"))      # doctest: +SKIP
 """
 
-from ebl_stream.callbacks.live import LiveReconstruction
-from ebl_stream.callbacks.publisher import DocumentPublisher
-from ebl_stream.callbacks.recorder import DocumentRecorder
+from .live import LiveReconstruction
+from .publisher import DocumentPublisher
+from .recorder import DocumentRecorder
 
 __all__ = ["DocumentPublisher", "DocumentRecorder", "LiveReconstruction"]

@@ -124,7 +124,7 @@ class DocumentRecorder:
         number = self._backlog.first
         run_uid, received_s, is_stop = self._runs[number]
         packed = self._backlog.get(number)
-        if packed is None:
+        if not packed:
             raise OSError("the temporary file cannot be read")
         writer = self._writer(run_uid)
         writer.append(packed, received_s)

@@ -148,14 +148,10 @@ class Accumulator:
 
     def _slices(self, grid: NDArray[np.float32]) -> NDArray[np.float32]:
         spectrum = grid.view(np.complex64)
-        image: NDArray[np.complex64]
         image = np.asarray(scipy.fft.ifft2(spectrum, axes=(0, 1), norm="forward"))
-        pixel = np.arange(self.n_columns) - self.n_columns // 2
-        cropped = image[pixel[:, None], pixel[None, :]]
-        cropped /= (self._apodization[:, None] * self._apodization)[..., None]
-        slices = np.empty((2 * self._pairs, self.n_columns, self.n_columns), np.float32)
-        slices[0::2] = np.moveaxis(cropped.real, -1, 0)
-        slices[1::2] = np.moveaxis(cropped.imag, -1, 0)
+        n = self.n_columns
+        slices = np.empty((2 * self._pairs, n, n), np.float32)
+        _unpack(image.view(np.float32), self._apodization, slices)
         return slices[: self.n_rows]
 
     def _spoke_filter(self, center: float, window: Window) -> NDArray[np.complex64]:
@@ -262,3 +258,21 @@ def _scatter(grid, spoke, frequency, direction, origin, table, weight):  # type:
                 value = table[row_y, i] * table[row_x, j]
                 for lane in range(n_lanes):
                     grid[y, x, lane] += value * turned[lane]
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def _unpack(image, apodization, slices):  # type: ignore[no-untyped-def]
+    """Crop ``image[y, x, lane]`` to ``slices[lane, y, x]`` and undo the kernel.
+
+    The image is periodic and holds the pixel at the axis first. Blocks of columns
+    keep what is read in the cache while every lane is written.
+    """
+    n_grid, n, block = image.shape[0], slices.shape[1], 16
+    for y in range(n):
+        from_y = (y - n // 2) % n_grid
+        for x0 in range(0, n, block):
+            for lane in range(slices.shape[0]):
+                for x in range(x0, min(x0 + block, n)):
+                    from_x = (x - n // 2) % n_grid
+                    scale = apodization[y] * apodization[x]
+                    slices[lane, y, x] = image[from_y, from_x, lane] / scale

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream.data_keys import (
@@ -24,16 +23,15 @@ from ebl_stream.data_keys import (
     radians_per_unit,
     values_per_event,
 )
+from ebl_stream.datums import DatumRanges, as_images, as_values, check_datum
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Closed, Item, Kind, Scan
 from ebl_stream.legacy import Modernizer, external_keys, singles
 from ebl_stream.profile import Profile
-from ebl_stream.stored import Resource, StoredImages, read_values
+from ebl_stream.stored import Resource, Stored, StoredImages, read_values
 from ebl_stream.stream import FrameStream, Place, check_rows
 
 log = logging.getLogger(__name__)
-
-_MAX_INDEX = 2**40
 
 
 @dataclass
@@ -48,20 +46,11 @@ class _Stream:
     radians: float
     external: set[str]
     """Keys whose events hold the id of a Datum."""
-    deferred: list[tuple[Resource, _Datum]] = field(default_factory=list)
+    deferred: dict[Resource, list[DatumRanges]] = field(default_factory=dict)
+    """Datums of files that cannot be opened yet, in their order."""
 
     def is_wanted(self, data_key: str) -> bool:
         return data_key in (self.image, self.theta, self.image_key)
-
-
-@dataclass(frozen=True, slots=True)
-class _Datum:
-    """A checked StreamDatum."""
-
-    seq: tuple[int, int]
-    """Event numbers, from 1, half-open."""
-    index: tuple[int, int]
-    """Places in the dataset, half-open."""
 
 
 class Assembler:
@@ -113,6 +102,9 @@ class Assembler:
         InputError
             The run says something that cannot be, or must not be, followed.
         """
+        if self._is_closed:
+            log.warning("%s after the end of its run ignored", name)
+            return
         for one_name, one in singles(name, doc):
             for modern_name, modern in self._modernize(one_name, one):
                 yield from self._take(modern_name, modern)
@@ -186,13 +178,12 @@ class Assembler:
             Kind.DARK: streams.darks,
         }
         kind = next((kind for kind, known in names.items() if name in known), None)
-        taken = [s.frames.name for s in self._streams.values() if s]
-        rivals = [other for other in taken if kind and other in names[kind]]
-        if kind is Kind.PROJECTION:
-            rivals = [other for other in taken if other in streams.projections]
-        if rivals:
-            log.warning("stream %s ignored: %s has this role", name, rivals[0])
+        if kind is None:
             return None
+        for other in self._streams.values():
+            if other is not None and other.frames.name in names[kind]:
+                log.warning("stream %s ignored beside %s", name, other.frames.name)
+                return None
         return kind
 
     def _image_key(self, doc: dict[str, Any]) -> str | None:
@@ -243,7 +234,7 @@ class Assembler:
             return
         yield from self._scalars(stream, seq, doc, carries=image is not None)
         if image is not None:
-            images = _as_images(image, stream.data_keys[stream.image])
+            images = as_images(image, stream.data_keys[stream.image])
             yield from frames.account(seq, seq + 1, duplicate=False)
             yield from frames.put(seq, [Place(None, images=images)])
 
@@ -253,14 +244,14 @@ class Assembler:
         if stream.image_key is not None:
             kinds = self._inside(stream, stream.image_key, doc)
             if kinds is not None:
-                yield from stream.frames.set_kinds(seq, _as_values(kinds))
+                yield from stream.frames.set_kinds(seq, as_values(kinds))
         if stream.theta is None:
             return
         theta = self._inside(stream, stream.theta, doc)
         if theta is None:
             return
         complete = stream.frames.set_angles(
-            seq, self._radians(stream, _as_values(theta))
+            seq, self._radians(stream, as_values(theta))
         )
         # An image of the same event, here or in its Datum, follows at once.
         if not carries and stream.image not in doc["data"]:
@@ -296,50 +287,59 @@ class Assembler:
             return
         if not stream.is_wanted(resource.data_key):
             return
-        # Looked at before anything is sized by it.
-        if resource.data_key == stream.image and not stream.deferred:
+        if resource.data_key == stream.image:
+            # The dataset may know better than the descriptor how many an event has.
             self._open_images(stream, resource)
-        datum = _checked(doc, self._max_frames // stream.frames.m)
+        datum = check_datum(doc, stream.frames.m, self._max_frames)
         if datum is None:
-            log.warning("datum %s ignored: malformed %s", doc["uid"], _ranges(doc))
+            log.warning("datum ignored: malformed %r", doc)
             return
         is_repeated = self._is_repeated(doc["uid"])
         if resource.data_key == stream.image:
             yield from stream.frames.account(*datum.seq, duplicate=is_repeated)
         if not is_repeated:
-            yield from self._read_datum(stream, resource, datum)
+            stream.deferred.setdefault(resource, []).append(datum)
+            yield from self._read_deferred(stream, resource)
+
+    def _read_deferred(
+        self, stream: _Stream, resource: Resource, *, last_chance: bool = False
+    ) -> Iterator[Item]:
+        """Read what datums of a file name, as soon as it can be opened."""
+        stored = resource.open(last_chance=last_chance)
+        datums = stream.deferred.pop(resource)
+        for i, datum in enumerate(datums):
+            rest: DatumRanges | None = datum
+            if stored is not None:
+                rest = yield from self._read_datum(stream, resource, stored, datum)
+            elif last_chance and resource.data_key == stream.image:
+                yield from stream.frames.refuse(*datum.seq)
+            if rest is not None and not last_chance:
+                # Those behind it wait too: each try may cost time.
+                stream.deferred[resource] = [rest, *datums[i + 1 :]]
+                return
 
     def _read_datum(
-        self,
-        stream: _Stream,
-        resource: Resource,
-        datum: _Datum,
-        *,
-        last_chance: bool = False,
-    ) -> Iterator[Item]:
-        """Read what a datum names, or keep it until the file can be opened."""
-        stored = resource.open(last_chance=last_chance)
+        self, stream: _Stream, resource: Resource, stored: Stored, datum: DatumRanges
+    ) -> Generator[Item, None, DatumRanges | None]:
+        """Read what a datum names; return what of it the file does not have yet."""
         key = resource.data_key
-        if stored is None and last_chance:
-            if key == stream.image:
-                yield from stream.frames.refuse(*datum.seq)
-        elif stored is None:
-            stream.deferred.append((resource, datum))
-        elif key == stream.image:
+        if key == stream.image:
             images = self._open_images(stream, resource)
             if images is not None:
                 images.named.add(*datum.index)
                 places = (Place(images, index) for index in range(*datum.index))
                 yield from stream.frames.put(datum.seq[0], places)
+            return None
+        per_event = values_per_event(stream.data_keys[key])
+        values = read_values(stored, *datum.index, per_event)
+        if key == stream.image_key:
+            yield from stream.frames.set_kinds(datum.seq[0], values)
         else:
-            per_event = values_per_event(stream.data_keys[key])
-            values = read_values(stored, *datum.index, per_event)
-            if key == stream.image_key:
-                yield from stream.frames.set_kinds(datum.seq[0], values)
-            else:
-                radians = self._radians(stream, values)
-                complete = stream.frames.set_angles(datum.seq[0], radians)
-                yield from stream.frames.draw(complete)
+            radians = self._radians(stream, values)
+            yield from stream.frames.draw(
+                stream.frames.set_angles(datum.seq[0], radians)
+            )
+        return datum.after(len(values))
 
     def _open_images(self, stream: _Stream, resource: Resource) -> StoredImages | None:
         """Return the images of a resource, one object per dataset."""
@@ -376,16 +376,15 @@ class Assembler:
     def _close_streams(self) -> Iterator[Item]:
         streams = [stream for stream in self._streams.values() if stream]
         for stream in streams:
-            deferred, stream.deferred = stream.deferred, []
-            for resource, datum in deferred:
-                yield from self._read_datum(stream, resource, datum, last_chance=True)
+            for resource in list(stream.deferred):
+                yield from self._read_deferred(stream, resource, last_chance=True)
         for stream in streams:
             yield from stream.frames.close()
 
     def _closed(self, stop: dict[str, Any]) -> Closed:
-        status = stop.get("exit_status", "unknown" if not stop else "success")
+        status = stop.get("exit_status")
         return Closed(
-            exit_status=status,
+            exit_status=status if status in ("success", "abort", "fail") else "unknown",
             reason=str(stop.get("reason") or ""),
             n_announced_by_stop=self._n_owed(stop.get("num_events") or {}),
             n_orphan=sum(images.n_orphan() for images in self._images.values()),
@@ -400,45 +399,3 @@ class Assembler:
             if isinstance(n, int) and 0 <= n * stream.frames.m <= self._max_frames:
                 return max(0, n * stream.frames.m - stream.frames.n_other_kinds)
         return None
-
-
-def _checked(doc: dict[str, Any], max_events: int) -> _Datum | None:
-    """Read the ranges of a StreamDatum; None where they make no sense."""
-    index, seq = _ranges(doc)
-    if not all(isinstance(n, int) for n in (*index, *seq)):
-        return None
-    if seq[0] == seq[1]:
-        # As detectors write it; the RunEngine may not have numbered it.
-        seq = (index[0] + 1, index[1] + 1)
-    if not 0 <= index[0] < index[1] <= _MAX_INDEX or not 1 <= seq[0] < seq[1]:
-        return None
-    if seq[1] - 1 > max_events or index[1] - index[0] != seq[1] - seq[0]:
-        return None
-    return _Datum(seq, index)
-
-
-def _ranges(doc: dict[str, Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    index, seq = doc.get("indices") or {}, doc.get("seq_nums") or {}
-    return (index.get("start"), index.get("stop")), (seq.get("start"), seq.get("stop"))
-
-
-def _as_images(value: Any, data_key: Mapping[str, Any]) -> NDArray[Any]:
-    """Return an image of an event as ``(m, row, column)``; empty if it is none."""
-    try:
-        if isinstance(value, np.ndarray):
-            images = value
-        else:
-            images = np.asarray(value, data_key.get("dtype_numpy"))
-    except (TypeError, ValueError):
-        return np.zeros((0, 0, 0))
-    if images.dtype.kind == "b":
-        images = images.astype(np.uint8)
-    return images[None] if images.ndim == 2 else images
-
-
-def _as_values(value: Any) -> NDArray[Any]:
-    """Return a scalar, or a few, of an event as ``(1, value)``; NaN if it is none."""
-    try:
-        return np.asarray(value, np.float64).reshape(1, -1)
-    except (TypeError, ValueError):
-        return np.full((1, 1), np.nan)

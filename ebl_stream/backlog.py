@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
@@ -9,6 +10,8 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+logger = logging.getLogger(__name__)
 
 
 class Backlog:
@@ -63,10 +66,17 @@ class Backlog:
             self.end += 1
 
     def refill(self) -> None:
-        """Fetch messages from the file as far as memory allows (the taker's thread)."""
+        """Fetch messages from the file as far as memory allows (the taker's thread).
+
+        One that cannot be read comes as no bytes, so that those behind it come.
+        """
         while self._spilled and self._fits(self._spilled[0][1]):
             offset, size = self._spilled[0]
-            message = self._read(offset, size)
+            try:
+                message = self._read(offset, size)
+            except OSError as error:
+                logger.error("a document is lost in the temporary file: %s", error)
+                message = b""
             with self._lock:
                 self._keep(self.end - len(self._spilled), message)
                 self._spilled.popleft()

@@ -219,7 +219,7 @@ def browse(ctx: click.Context, out: Path) -> int:
     "--rate",
     "rate_hz",
     type=click.FloatRange(min=0, min_open=True),
-    default=20.0,
+    default=12.0,
     show_default=True,
     help="Projections per second.",
 )

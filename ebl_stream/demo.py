@@ -7,14 +7,17 @@ grow, the door, the service as a process of its own, and its Tiled server.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import numpy as np
@@ -25,7 +28,6 @@ from numpy.typing import NDArray
 from ophyd_async.core import init_devices
 
 from ebl_stream.browse import has_ended_in, node_uri, wait_and_look
-from ebl_stream.callbacks import LiveReconstruction
 from ebl_stream.progress import ProgressView, summary
 from ebl_stream.simulation.detector import DetectorModel
 from ebl_stream.simulation.devices import RotationStage, TomoDetector
@@ -38,6 +40,32 @@ FINISH_S = 60.0
 """How long the last volume may take after the scan, and Tiled after that."""
 POLL_S = 0.2
 N_FLATS = N_DARKS = 20
+
+
+class Door(Protocol):
+    """What the demo needs of `ebl_stream.callbacks.LiveReconstruction`."""
+
+    @property
+    def status(self) -> dict[str, Any] | None:
+        """How the latest run gets on."""
+        ...
+
+    @property
+    def service_pid(self) -> int | None:
+        """Process id of the service."""
+        ...
+
+    def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
+        """Take one document."""
+        ...
+
+    def wait(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """Wait until the latest run is reconstructed; return its result."""
+        ...
+
+    def close(self) -> None:
+        """Let the service take what is left."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -90,20 +118,27 @@ class Demo:
         return {"complete": 0, "partial": 3}.get(result["state"], 1)
 
     @contextmanager
-    def _door(self) -> Iterator[LiveReconstruction]:
+    def _door(self) -> Iterator[Door]:
         raw = self.out.absolute() / "raw"
         raw.mkdir(parents=True, exist_ok=True)
-        settings: dict[str, Any] = {"files.roots": [str(raw)]}
-        if self.tiled is not None:
-            settings["publish.tiled"] = self.tiled
-        door = LiveReconstruction("demo", out=self.out, set=settings)
+        # The folder's name makes the service one for this demonstration alone.
+        settings = {"files.roots": [str(raw)]}
+        # By name: doors import the house, the house imports no door.
+        callbacks = import_module("ebl_stream.callbacks")
+        door: Door = callbacks.LiveReconstruction(
+            "demo", out=self.out, set=settings, tiled=self.tiled
+        )
         try:
             yield door
         finally:
+            service = door.service_pid
             door.close()
+            if service is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(service, signal.SIGTERM)
 
     def _scan(
-        self, phantom: Foam, door: LiveReconstruction, view: ProgressView
+        self, phantom: Foam, door: Door, view: ProgressView
     ) -> tuple[bool, dict[str, Any]]:
         """Run the plan; return whether it was interrupted, and what came of it."""
         engine = RunEngine({})
@@ -194,7 +229,7 @@ class Demo:
 
 
 @contextmanager
-def following(door: LiveReconstruction, view: ProgressView) -> Iterator[None]:
+def following(door: Door, view: ProgressView) -> Iterator[None]:
     """Show what the service says while the RunEngine has this thread."""
     ended = threading.Event()
 
@@ -212,14 +247,14 @@ def following(door: LiveReconstruction, view: ProgressView) -> Iterator[None]:
         thread.join()
 
 
-def show(door: LiveReconstruction, view: ProgressView) -> None:
+def show(door: Door, view: ProgressView) -> None:
     """Show the newest progress; the result at the end is shown by itself."""
     status = door.status
     if status and not status.get("final"):
         view(status)
 
 
-def what_came(door: LiveReconstruction) -> dict[str, Any]:
+def what_came(door: Door) -> dict[str, Any]:
     """Return the run's result, or the reason why there is none."""
     try:
         return dict(door.wait(FINISH_S))

@@ -22,7 +22,7 @@ _CHUNK_CACHE_BYTES = 16 * 2**20
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-class FileMissing(InputError):
+class MissingFileError(InputError):
     """A file that is named, allowed, and not there (yet)."""
 
 
@@ -42,7 +42,7 @@ def resolve_uri(
 
     Raises
     ------
-    FileMissing
+    MissingFileError
         It is allowed, but not there.
     InputError
         Another scheme or host, outside the roots, or not a regular file.
@@ -56,7 +56,7 @@ def resolve_uri(
             "in the profile"
         )
     if not path.exists():
-        raise FileMissing(f"there is no file {path} (from {uri!r})")
+        raise MissingFileError(f"there is no file {path} (from {uri!r})")
     if not path.is_file():
         raise InputError(f"{path} is not a regular file")
     return path
@@ -72,9 +72,7 @@ def _path_of(uri: str) -> str:
         except ValueError:
             raise InputError(f"{uri!r} is not a URI") from None
         if parts.scheme.lower() != "file" or host.lower() not in ("", "localhost"):
-            raise InputError(
-                f"{uri!r}: frames are read from file://localhost/... only"
-            )
+            raise InputError(f"{uri!r}: frames are read from file://localhost/... only")
         if parts.query or parts.fragment or _BAD_ESCAPE.search(parts.path):
             raise InputError(f"{uri!r}: '?', '#' and '%' must be percent-encoded")
         path = unquote(parts.path)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebl_stream.frames import Reason
+from ebl_stream.frames import Announced, Kind, Reason, Rejected, Repeated
 
 
 def ranges(indices: NDArray[np.int64]) -> list[list[int]]:
@@ -154,3 +154,39 @@ def _mark(marks: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.bool_]:
         marks = grown
     marks[start:stop] = True
     return marks
+
+
+class Ledgers:
+    """One ledger per kind of frame.
+
+    Parameters
+    ----------
+    shared_index : bool
+        Kinds share one stream (frames with an image key), so an index that holds a
+        flat is not a missing projection.
+    """
+
+    def __init__(self, *, shared_index: bool) -> None:
+        self._shared_index = shared_index
+        self._by_kind = {kind: Ledger() for kind in Kind}
+
+    def __getitem__(self, kind: Kind) -> Ledger:
+        return self._by_kind[kind]
+
+    def note(self, item: Announced | Repeated | Rejected) -> None:
+        """Note what the assembler says of frames."""
+        ledger = self._by_kind[item.kind]
+        match item:
+            case Announced():
+                ledger.announce(item.start, item.stop)
+                if self._shared_index and item.kind is not Kind.PROJECTION:
+                    self._by_kind[Kind.PROJECTION].set_aside(item.start, item.stop)
+            case Repeated():
+                ledger.repeat(item.stop - item.start, item.how)
+            case Rejected():
+                ledger.reject(item.index, item.reason)
+
+    def close(self) -> None:
+        """From now on, what was owed and not announced is missing."""
+        for ledger in self._by_kind.values():
+            ledger.close()

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias, cast
 
 import event_model
 
-Document = tuple[str, dict[str, Any]]
+Document: TypeAlias = tuple[str, dict[str, Any]]
 
 
 def singles(name: str, doc: dict[str, Any]) -> Iterator[Document]:
     """Unpack pages and bulk documents; pass everything else on."""
     if name == "event_page":
-        yield from (("event", one) for one in event_model.unpack_event_page(doc))
+        yield from _named("event", event_model.unpack_event_page(cast(Any, doc)))
     elif name == "datum_page":
-        yield from (("datum", one) for one in event_model.unpack_datum_page(doc))
+        yield from _named("datum", event_model.unpack_datum_page(cast(Any, doc)))
     elif name == "bulk_events":
         for events in doc.values():
-            yield from (("event", one) for one in events)
+            yield from _named("event", events)
     elif name == "bulk_datum":
         page = event_model.bulk_datum_to_datum_page(doc)
-        yield from (("datum", one) for one in event_model.unpack_datum_page(page))
+        yield from _named("datum", event_model.unpack_datum_page(page))
     else:
         yield name, doc
+
+
+def _named(name: str, docs: Iterable[Any]) -> Iterator[Document]:
+    return ((name, doc) for doc in docs)
 
 
 def external_keys(descriptor: dict[str, Any]) -> set[str]:

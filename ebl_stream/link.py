@@ -87,9 +87,9 @@ class Link:
             packed = pack_leniently(name, doc, self.note)
             if len(packed) > wire.MAX_DOCUMENT_BYTES:
                 raise ValueError(f"{len(packed)} bytes, at most 1 GiB")
-            self._backlog.append(packed)
             if name == "start":
                 self._runs.append(str(doc["uid"]))
+            self._backlog.append(packed)
         except Exception as error:  # nothing may reach the RunEngine
             self.note("lost", f"a {name} document could not be kept: {error}")
         self._sender.wake()

@@ -39,7 +39,7 @@ def walk(
     if hops > _MAX_HOPS:
         raise InputError(f"{file.filename}: links to {path} go in circles")
     parts = [part for part in path.split("/") if part not in ("", ".")]
-    here: h5py.Group | h5py.Dataset = file["/"]
+    here: h5py.Group | h5py.Dataset = _member(file, file, "/", path)
     for i, part in enumerate(parts):
         link = here.get(part, getlink=True) if isinstance(here, h5py.Group) else None
         rest = "/".join(parts[i + 1 :])

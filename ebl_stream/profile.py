@@ -104,7 +104,7 @@ class Window(_Section):
 class Refresh(_Section):
     """When the volume is looked at, counted in coverage."""
 
-    every: float = Field(default=0.05, gt=0, le=1)
+    every: float = Field(default=0.1, gt=0, le=1)
     """Fraction of the promised projections between two published versions."""
     interpret_every: int = Field(default=5, ge=1)
     """Every so many versions are also denoised and segmented; the last one always."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Image
 from ebl_stream.profile import Profile
-from ebl_stream.stages import References, build, describe
+from ebl_stream.stages import References, build, build_preprocess, describe
 from ebl_stream.stages.preprocess import repair
 from ebl_stream.stages.reconstruct import Fourier
 
@@ -39,7 +39,7 @@ class Rooms:
         InputError
             A stage or a setting is unknown, or cannot stand in the live path.
         """
-        stages = [build("preprocess", entry) for entry in profile.preprocess]
+        stages = build_preprocess(profile.preprocess)
         rings = [stage for stage in stages if hasattr(stage, "profile")]
         per_frame = [stage for stage in stages if not hasattr(stage, "profile")]
         for stage in per_frame:

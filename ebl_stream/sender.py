@@ -72,6 +72,7 @@ class Sender:
         self._held: set[int] = set()  # the service has them, out of order
         self._retry_s = RETRY_S
         self._ping_at = 0.0
+        self._asked: list[str] = []
         self._blocked = False
         self._stopping = False
         self._wake_out, self._wake_in = os.pipe()
@@ -152,12 +153,13 @@ class Sender:
             os.read(self._wake_out, 65_536)
 
     def _ping(self, socket: zmq.Socket[bytes]) -> None:
-        now = time.monotonic()
-        if now >= self._ping_at:
-            self._ping_at = now + PING_S
+        runs = self._desk.runs_asked_about()
+        # Of a new run at once: a service that ends answers whom it knows of.
+        if time.monotonic() >= self._ping_at or runs != self._asked:
+            self._ping_at = time.monotonic() + PING_S
             head = wire.Head(wire.PING, self._client, 0, self._backlog.first)
-            asked = wire.pack_small(self._desk.runs_asked_about())
-            self._send(socket, head, asked)
+            if self._send(socket, head, wire.pack_small(runs)):
+                self._asked = runs
 
     def _send_due(self, socket: zmq.Socket[bytes]) -> None:
         self._backlog.refill()

@@ -21,7 +21,8 @@ from ebl_stream.profile import Profile
 from ebl_stream.run_index import RunIndex
 from ebl_stream.service_journal import Kept, ServiceJournal
 from ebl_stream.service_worker import MakeCallback, Worker
-from ebl_stream.sources.zmq import Listener, open_listener
+from ebl_stream.sources.listener import Listener
+from ebl_stream.sources.zmq import open_listener
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ def _serve(
 ) -> None:
     # The heavy part of the house: bad input is answered before it is loaded.
     from ebl_stream.reconstruction import Reconstruction
-    from ebl_stream.replay import Publishing
+    from ebl_stream.publishing import Publishing
 
     publishing = Publishing(tiled, out, profile)
     make = partial(Reconstruction, profile, out=out, link=publishing.link, live=True)

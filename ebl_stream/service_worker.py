@@ -103,6 +103,11 @@ class Worker:
         return self._n_queued == 0
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the thread lives."""
+        return self._thread.is_alive()
+
+    @property
     def queued_bytes(self) -> int:
         """Documents in memory that wait."""
         return self._queued_bytes
@@ -128,7 +133,7 @@ class Worker:
 
     def supervise(self) -> None:
         """Start the thread again where it died; the runs it had in hand failed."""
-        if self._thread.is_alive() or self._stopping:
+        if self.is_alive or self._stopping:
             return
         logger.critical("the worker died; the runs it had in hand failed")
         for run_uid in list(self._open):
@@ -140,7 +145,7 @@ class Worker:
         self.supervise()
         self._stopping = True
         self._queue.put(None)
-        while self._thread.is_alive():
+        while self.is_alive:
             self._thread.join(0.2)
 
     def _start(self) -> threading.Thread:

@@ -18,18 +18,15 @@ import numpy as np
 
 from ebl_stream.errors import InputError
 from ebl_stream.frames import (
-    Announced,
     Closed,
     Frame,
     Item,
     Kind,
     Reason,
-    Rejected,
-    Repeated,
     Scan,
 )
 from ebl_stream.grids import Grids
-from ebl_stream.ledger import Ledger
+from ebl_stream.ledger import Ledgers
 from ebl_stream.output import RunOutput
 from ebl_stream.profile import Profile
 from ebl_stream.projections import BLOCK, ProjectionSum
@@ -81,7 +78,7 @@ class Session:
         self._profile = profile
         self._rooms = rooms
         self._references = ReferenceFrames()
-        self._ledgers = {kind: Ledger() for kind in Kind}
+        self._ledgers = Ledgers(shared_index=profile.keys.image_key is not None)
         self._ledgers[Kind.PROJECTION].promise(scan.n_projections)
         self._window = Window(profile.window.max_bytes)
         self._sum: ProjectionSum | None = None
@@ -110,25 +107,11 @@ class Session:
         match item:
             case Frame():
                 self._frame(item)
-            case Announced():
-                self._announce(item)
-            case Repeated():
-                n = item.stop - item.start
-                self._ledgers[item.kind].repeat(n, item.how)
-            case Rejected():
-                self._reject(item.kind, item.index, item.reason)
             case Closed():
                 return self._close(item)
+            case _:
+                self._ledgers.note(item)
         return None
-
-    def _announce(self, item: Announced) -> None:
-        self._ledgers[item.kind].announce(item.start, item.stop)
-        shared = self._profile.keys.image_key is not None
-        if shared and item.kind is not Kind.PROJECTION:
-            self._ledgers[Kind.PROJECTION].set_aside(item.start, item.stop)
-
-    def _reject(self, kind: Kind, index: int, reason: Reason) -> None:
-        self._ledgers[kind].reject(index, reason)
 
     def _frame(self, frame: Frame) -> None:
         if frame.kind in (Kind.FLAT, Kind.DARK):
@@ -138,14 +121,14 @@ class Session:
         self._first = self._first or self._last
         reason = self._unusable(frame)
         if reason is not None:
-            self._reject(frame.kind, frame.index, reason)
+            self._ledgers[frame.kind].reject(frame.index, reason)
             return
         self._ledgers[Kind.PROJECTION].accept(frame.index)
         self._projection(frame)
 
     def _reference(self, frame: Frame) -> None:
         if not np.isfinite(frame.image).any():
-            self._reject(frame.kind, frame.index, "non_finite")
+            self._ledgers[frame.kind].reject(frame.index, "non_finite")
             return
         self._references.add(frame.kind, frame.index, frame.image)
 
@@ -278,8 +261,7 @@ class Session:
         ledger = self._ledgers[Kind.PROJECTION]
         ledger.promise(closed.n_announced_by_stop)
         ledger.n_orphan = closed.n_orphan
-        for each in self._ledgers.values():
-            each.close()
+        self._ledgers.close()
         if not len(self._window):
             raise InputError(self._nothing_usable())
         self._last_look()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ebl_stream.errors import InputError
 from ebl_stream.frames import FrameRef
-from ebl_stream.hdf5 import FileMissing, open_dataset, open_hdf5, resolve_uri
+from ebl_stream.hdf5 import MissingFileError, open_dataset, open_hdf5, resolve_uri
 from ebl_stream.profile import Files
 from ebl_stream.ranges import RangeSet
 from ebl_stream.truncated import Reach, Superblock
@@ -83,9 +83,10 @@ class Resource:
             try:
                 self._stored = self._open()
                 return self._stored
-            except (OSError, FileMissing) as error:
+            except (OSError, MissingFileError) as error:
                 if time.monotonic() >= deadline:
-                    log.warning("%s: not readable yet: %s", self.data_key, error)
+                    level = logging.WARNING if patience else logging.DEBUG
+                    log.log(level, "%s: not readable yet: %s", self.data_key, error)
                     return None
             time.sleep(_POLL_S)
 
@@ -140,7 +141,11 @@ class Stored:
     def length(self) -> int:
         """Return how long the first axis is by now."""
         if self.dataset.file.swmr_mode:
-            self.dataset.refresh()
+            try:
+                self.dataset.refresh()
+            except (OSError, RuntimeError) as error:
+                # Caught between two writes: the next look will do.
+                log.debug("%s: %s", self.path, error)
         return self.dataset.shape[0] if self.dataset.ndim else 1
 
     def wait(self, n: int) -> int:
@@ -231,9 +236,9 @@ class StoredImages:
                 yield from self.read(event, event + 1)
             return
         inside = self._stored.inside(start * self._step, stop * self._step)
-        whole = inside.reshape(stop - start, -1).all(axis=1)
-        for i, is_whole in enumerate(whole):
-            yield block[i] if block is not None and is_whole else None
+        per_event = inside.reshape(stop - start, -1)
+        for i in range(stop - start):
+            yield block[i] if block is not None and per_event[i].all() else None
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         rows = slice(*self._rows) if self._rows else slice(None)
@@ -259,7 +264,9 @@ class StoredImages:
 
 
 def read_values(stored: Stored, start: int, stop: int, per_event: int) -> NDArray[Any]:
-    """Read scalars by event: ``(event, value)``; NaN where the file has none.
+    """Read scalars by event: ``(event, value)``, as many events as there are by now.
+
+    What a truncated file has lost is NaN.
 
     Parameters
     ----------
@@ -272,11 +279,7 @@ def read_values(stored: Stored, start: int, stop: int, per_event: int) -> NDArra
     width = per_event if flat else int(np.prod(dataset.shape[1:]))
     if dataset.ndim == 0 or width > 65_536:
         raise InputError(f"{stored.path}: {dataset.name} is no list of scalars")
-    n = min(stored.wait(stop * step) // step, stop)
-    values = np.full((stop - start, width), np.nan)
-    if n > start:
-        read = np.asarray(dataset[start * step : n * step], np.float64)
-        inside = stored.inside(start * step, n * step)
-        read[~inside] = np.nan
-        values[: n - start] = read.reshape(n - start, width)
-    return values
+    n = max(start, min(stored.wait(stop * step) // step, stop))
+    values = np.asarray(dataset[start * step : n * step], np.float64)
+    values[~stored.inside(start * step, n * step)] = np.nan
+    return values.reshape(n - start, width)

@@ -112,9 +112,7 @@ class FrameStream:
         """Yield ranges of frames of one kind, for the events whose kinds are known."""
         kind, first, last = Kind.PROJECTION, 0, 0
         for seq in seqs:
-            for k, frame in zip(
-                self._kinds_of(seq) or (), range(*self._frames(seq, seq + 1)), strict=False
-            ):
+            for frame, k in enumerate(self._kinds_of(seq) or (), (seq - 1) * self.m):
                 if k is kind and frame == last:
                     last += 1
                     continue
@@ -161,6 +159,7 @@ class FrameStream:
             self._unread.pop(seq, None)
             seqs.append(seq)
         yield from self.draw(seq for seq in seqs if self._is_ready(seq))
+        yield from self._draw_again()
 
     def _is_ready(self, seq: int) -> bool:
         place = self._places.get(seq)
@@ -226,7 +225,8 @@ class FrameStream:
         if kind is Kind.PROJECTION and not math.isfinite(theta):
             return Rejected(kind, index, "no_angle")
         if place.stored is not None:
-            return Frame(index, kind, theta, images[i], place.stored.ref(place.index, i))
+            ref = place.stored.ref(place.index, i)
+            return Frame(index, kind, theta, images[i], ref)
         return Frame(index, kind, theta, self._cut(images[i]))
 
     def _fits(self, images: NDArray[Any]) -> bool:
@@ -249,8 +249,7 @@ class FrameStream:
 
     def close(self) -> Iterator[Item]:
         """Hand on what can still be read, and give a reason for all the rest."""
-        retry, self._unread = self._unread, {}
-        yield from self._draw_again(retry)
+        yield from self._draw_again()
         yield from self.draw(seq for seq in list(self._places) if self._is_ready(seq))
         yield from self._close_undecided()
         for seq in sorted(self._places):
@@ -259,12 +258,15 @@ class FrameStream:
                 yield from self._reject(seq, "no_angle")
         yield from self._close_imageless()
 
-    def _draw_again(self, unread: dict[int, Place]) -> Iterator[Item]:
+    def _draw_again(self) -> Iterator[Item]:
+        """Hand on what was refused because a file was late, and is there now."""
         late = [
             (seq, place)
-            for seq, place in sorted(unread.items())
+            for seq, place in sorted(self._unread.items())
             if place.stored is not None and place.stored.wait(0) > place.index
         ]
+        for seq, _ in late:
+            del self._unread[seq]
         for block in _blocks(late):
             yield from self._draw_block(block)
 

@@ -119,7 +119,7 @@ class Reach:
         if dataset.chunks is None:
             self._inside = _contiguous(dataset, n, size)
         else:
-            self._inside = _chunked(dataset, n, size)
+            self._inside = _chunked(dataset, dataset.chunks, size)
 
     def __call__(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Return for each frame of the half-open range whether it can be read."""
@@ -134,9 +134,12 @@ def _contiguous(dataset: h5py.Dataset, n: int, size: int) -> NDArray[np.bool_]:
     return offset + (np.arange(n, dtype=np.int64) + 1) * frame_bytes <= size
 
 
-def _chunked(dataset: h5py.Dataset, n: int, size: int) -> NDArray[np.bool_]:
+def _chunked(
+    dataset: h5py.Dataset, chunks: tuple[int, ...], size: int
+) -> NDArray[np.bool_]:
     """Count, per row of chunks along the first axis, those that are there."""
-    chunks, shape = dataset.chunks, dataset.shape
+    shape = dataset.shape
+    n = shape[0]
     n_inside = np.zeros(-(-n // chunks[0]), np.int64)
 
     def note(chunk: Any) -> None:
@@ -148,15 +151,15 @@ def _chunked(dataset: h5py.Dataset, n: int, size: int) -> NDArray[np.bool_]:
     except (RuntimeError, OSError, ValueError):
         # A part of the index itself is lost: ask for each chunk.
         n_inside[:] = 0
-        _ask_for_each(dataset, note)
+        _ask_for_each(dataset, chunks, note)
     needed = math.prod(
         -(-length // chunk) for length, chunk in zip(shape[1:], chunks[1:], strict=True)
     )
     return np.repeat(n_inside >= needed, chunks[0])[:n]
 
 
-def _ask_for_each(dataset: h5py.Dataset, note: Any) -> None:
-    steps = zip(dataset.shape, dataset.chunks, strict=True)
+def _ask_for_each(dataset: h5py.Dataset, chunks: tuple[int, ...], note: Any) -> None:
+    steps = zip(dataset.shape, chunks, strict=True)
     for corner in itertools.product(*(range(0, n, step) for n, step in steps)):
         try:
             note(dataset.id.get_chunk_info_by_coord(corner))

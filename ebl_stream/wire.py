@@ -98,7 +98,9 @@ def unpack_small(data: bytes, kind: type) -> Any:
 MAX_IPC_PATH = 100
 """Bytes; the system allows a few more, 0MQ adds none."""
 
-_ZMQ = re.compile(r"(?:zmq://|zmq\+sub://|tcp://)?(\[[0-9a-fA-F:]+\]|[^:/\s]*):?(\d+|\*)")
+_ZMQ = re.compile(
+    r"(?:zmq://|zmq\+sub://|tcp://)?(?:(\[[0-9a-fA-F:]+\]|[^:/\s]*):)?(\d{1,5}|\*)"
+)
 
 
 def endpoint(address: str) -> str:
@@ -125,5 +127,5 @@ def endpoint(address: str) -> str:
             f"address {address!r}: expected zmq://host:port, such as "
             f"zmq://localhost:5577, or ipc:///path"
         )
-    host = "127.0.0.1" if match[1] in ("", "localhost") else match[1]
+    host = "127.0.0.1" if match[1] in (None, "", "localhost") else match[1]
     return f"tcp://{host}:{port}"

@@ -118,6 +118,12 @@ def test_no_verdict_before_two_projections_face_each_other(whole: Foam) -> None:
     assert verdict.center is None
 
 
+def test_no_verdict_from_one_pair_that_is_off(whole: Foam) -> None:
+    theta = np.array([0.3, 0.3 + np.radians(176.2)])
+    verdict = OppositePairs()(scan(whole, theta, 100, 2e4), theta)
+    refused(verdict, "parts of the data disagree")
+
+
 @pytest.mark.parametrize("n", [0, 1])
 def test_no_verdict_from_less_than_two(n: int) -> None:
     values = np.ones((n, 4, 64), np.float32)

@@ -44,16 +44,12 @@ def open_archive(
         Malformed address, unknown catalog, no answer, no entry, no such run.
     """
     profile = profile or load("default")
-    if kind == "databroker":
-        catalog, _, uid = address.rpartition("/")
-        url = _catalog_url(catalog, address)
-    else:
-        url, _, uid = address.partition("#")
-    if not url or not uid:
-        raise InputError(
-            f"{kind}:{address}: expected "
-            + ("databroker:CATALOG/uid" if kind == "databroker" else "tiled:URL#uid")
-        )
+    is_tiled = kind == "tiled"
+    place, _, uid = address.partition("#") if is_tiled else address.rpartition("/")
+    if not place or not uid:
+        form = "tiled:URL#uid" if is_tiled else "databroker:CATALOG/uid"
+        raise InputError(f"{kind}:{address}: expected {form}")
+    url = place if is_tiled else _catalog_url(place, address)
     source = ArchiveSource(_find_run(_connect(url, profile), uid, url), profile)
     return source, profile
 
@@ -142,7 +138,8 @@ def _connect(url: str, profile: Profile) -> Any:
             )
         return from_context(context, node_path_parts=node_path_parts, remember_me=False)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise InputError(f"no use of the Tiled server at {url}: {error}") from None
+        reason = " ".join(str(error).split())
+        raise InputError(f"no use of the Tiled server at {url}: {reason}") from None
     except KeyError as error:
         raise InputError(f"{url}: there is nothing called {error}") from None
 

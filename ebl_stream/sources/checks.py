@@ -92,8 +92,8 @@ def check_scan(scan: Container, layout: Layout, profile: Profile) -> ScanFile:
         projections=projections,
         theta=theta,
         theta_unit=_theta_unit(scan, layout.theta, profile),
-        flats=_references(scan, layout.flats, "flats", projections, profile),
-        darks=_references(scan, layout.darks, "darks", projections, profile),
+        flats=_references(scan, layout, "flats", projections, profile),
+        darks=_references(scan, layout, "darks", projections, profile),
         kinds=kinds,
         rotation_center=_rotation_center(scan, layout, projections.shape[2]),
         voxel_size_um=_voxel_size_um(scan, layout),
@@ -138,9 +138,12 @@ def _described(
 
 
 def _references(
-    scan: Container, name: str | None, role: str, like: Stack, profile: Profile
+    scan: Container, layout: Layout, role: str, like: Stack, profile: Profile
 ) -> Stack | None:
     """Look at flats or darks; None where there are none (an empty stack, too)."""
+    if layout.image_key is not None:
+        return None  # they lie among the projections
+    name = layout.flats if role == "flats" else layout.darks
     dataset = scan.open(name) if name else None
     if name is None or dataset is None or dataset.size == 0:
         logger.warning("%s: no %s, they will be assumed", scan.path, role)

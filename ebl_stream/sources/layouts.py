@@ -148,14 +148,13 @@ def find_layout(scan: Container, profile: Profile | None) -> Layout:
             )
         return found
 
-    image_key = choose("image_key")
     return Layout(
         name=sniffed.name,
         projections=_required(scan, "projections", choose("projections")),
         theta=_required(scan, "theta", choose("theta")),
-        image_key=image_key,
-        flats=choose("flats") if image_key is None else None,
-        darks=choose("darks") if image_key is None else None,
+        image_key=choose("image_key"),
+        flats=choose("flats"),
+        darks=choose("darks"),
         rotation_center=choose("rotation_center"),
         times=sniffed.times,
         voxel_sizes=sniffed.voxel_sizes,

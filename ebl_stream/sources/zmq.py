@@ -1,88 +1,38 @@
-"""Documents from 0MQ: our acknowledged doors, and the stock Bluesky bus. No pickle.
+"""Documents from our doors over 0MQ, each door's in order, acknowledged.
 
 `DoorSource` binds and takes documents from `ebl_stream.link`, one at a time and in
-order per door, and acknowledges what its sink has put on disk. `ProxySource`
-listens to a ``bluesky-0MQ-proxy`` (or any PUB socket): whatever is lost there stays
-lost, for nobody acknowledges.
+order per door, and acknowledges what its sink has put on disk.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 
 from ebl_stream import wire
-from ebl_stream.documents import DocumentError
 from ebl_stream.errors import InputError
+from ebl_stream.sources.listener import (
+    COMMIT_EVERY_S,
+    IDLE_POLL_MS,
+    Listener,
+    Sink,
+    SocketListener,
+)
+from ebl_stream.sources.proxy import ProxySource
 
 logger = logging.getLogger(__name__)
 
-COMMIT_EVERY_S = 0.05
-IDLE_POLL_MS = 20
 MAX_HELD_BYTES = 64 * 2**20
 MAX_HELD = 4096
 """Documents of one door that came before an earlier one."""
 MAX_CLIENTS = 256
 MAX_RUNS_TOLD = 32
-
-
-class Sink(Protocol):
-    """Who takes the documents that a source hears."""
-
-    def take(self, packed: bytes) -> bool:
-        """Take one; False: cannot keep it now, let it be sent again later.
-
-        Raises
-        ------
-        DocumentError
-            The bytes are no document.
-        """
-        ...
-
-    def commit(self) -> None:
-        """Make durable what was taken; only then is it acknowledged."""
-        ...
-
-
-class Listener(Protocol):
-    """A source that pushes, and acknowledges where its transport can.
-
-    Kafka fits: `commit` the sink, then the offsets.
-    """
-
-    address: str
-    """Where it listens, final."""
-    acknowledges: bool
-    """Whether what the sink does not take comes again."""
-    problems: Counter[str]
-    """Messages that were refused, by kind."""
-
-    def listen(self, sink: Sink) -> None:
-        """Hand every document to the sink until `close` (one thread)."""
-        ...
-
-    def tell(self, run_uid: str, status: dict[str, Any]) -> None:
-        """Send how a run gets on to who asked about it (any thread)."""
-        ...
-
-    def seconds_since_heard(self) -> float:
-        """Return for how long nobody spoke."""
-        ...
-
-    def stop_taking(self) -> None:
-        """Leave further documents with their senders; go on telling."""
-        ...
-
-    def close(self) -> None:
-        """End `listen` soon."""
-        ...
 
 
 def open_listener(address: str) -> Listener:
@@ -96,49 +46,6 @@ def open_listener(address: str) -> Listener:
     if address.startswith("zmq+sub://"):
         return ProxySource(address)
     return DoorSource(address)
-
-
-class _Socket:
-    """What both sources share: the loop, the end, the count of what was refused."""
-
-    acknowledges = False
-
-    def __init__(self) -> None:
-        self.problems: Counter[str] = Counter()
-        self._closing = threading.Event()
-        self._taking = True
-        self._heard_at = time.monotonic()
-
-    def seconds_since_heard(self) -> float:
-        """Return for how long nobody spoke."""
-        return time.monotonic() - self._heard_at
-
-    def stop_taking(self) -> None:
-        """Leave further documents with their senders; go on telling."""
-        self._taking = False
-
-    def close(self) -> None:
-        """End `listen` soon."""
-        self._closing.set()
-
-    def _note(self, kind: str, message: str) -> None:
-        self.problems[kind] += 1
-        if self.problems[kind] == 1:
-            logger.warning(
-                "refused a message (%s): %s; further ones are only counted",
-                kind,
-                message,
-            )
-
-    def _hand_over(self, sink: Sink, packed: bytes) -> bool:
-        """Give a document to the sink; what is no document counts as taken."""
-        try:
-            return sink.take(packed)
-        except DocumentError as error:
-            self._note("malformed", str(error))
-        except Exception as error:  # the loop must outlive any surprise
-            self._note("fault", f"{type(error).__name__}: {error}")
-        return True
 
 
 @dataclass
@@ -175,7 +82,7 @@ class _Client:
                 self.unhold(early)
 
 
-class DoorSource(_Socket):
+class DoorSource(SocketListener):
     """Binds, and takes documents from doors until it is closed.
 
     Parameters
@@ -213,7 +120,7 @@ class DoorSource(_Socket):
     def listen(self, sink: Sink) -> None:
         """Hand every document to the sink, each door's in order, until `close`."""
         try:
-            while not self._closing.is_set():
+            while not self.closing.is_set():
                 if self._socket.poll(IDLE_POLL_MS):
                     self._receive(sink)
                 self._commit_if_due(sink)
@@ -256,17 +163,18 @@ class DoorSource(_Socket):
             try:
                 self._take(sink, route, parts)
             except wire.WireError as error:
-                self._note("not ours", str(error))
+                self.note("not ours", str(error))
 
     def _take(self, sink: Sink, route: bytes, parts: list[bytes]) -> None:
         if len(parts) != 2:
             raise wire.WireError(f"{len(parts)} parts, expected 2")
         head = wire.read_head(parts[0])
-        self._heard_at = time.monotonic()
+        self.heard_at = time.monotonic()
         client = self._client(head, route)
         if head.kind == wire.PING:
             self._pinged(client, wire.unpack_small(parts[1], list))
-        elif head.kind == wire.DOCUMENT and self._taking:
+            self._hand_over_held(sink, client)  # what was refused before
+        elif head.kind == wire.DOCUMENT and self.taking:
             self._take_document(sink, client, head.sequence, parts[1])
         client.ack_due = True
 
@@ -292,8 +200,11 @@ class DoorSource(_Socket):
         if sequence < client.expected:
             return  # again: its acknowledgment was lost
         client.hold(sequence, packed)
-        while client.expected in client.held:
-            if not self._hand_over(sink, client.held[client.expected]):
+        self._hand_over_held(sink, client)
+
+    def _hand_over_held(self, sink: Sink, client: _Client) -> None:
+        while self.taking and client.expected in client.held:
+            if not self.hand_over(sink, client.held[client.expected]):
                 return
             client.unhold(client.expected)
             client.expected += 1
@@ -309,7 +220,7 @@ class DoorSource(_Socket):
             try:
                 sink.commit()
             except Exception as error:
-                self._note("not committed", f"{type(error).__name__}: {error}")
+                self.note("not committed", f"{type(error).__name__}: {error}")
                 return
             self._dirty = False
             for client in self._clients.values():
@@ -343,81 +254,3 @@ class DoorSource(_Socket):
             )
         except zmq.ZMQError as error:
             logger.debug("a door does not listen: %s", error)
-
-
-class ProxySource(_Socket):
-    """Listens to a PUB socket that carries ``prefix name payload``, payload msgpack.
-
-    That is what ``bluesky.callbacks.zmq.Publisher(address,
-    serializer=msgpack.packb)`` sends. Payloads that are pickled are refused.
-
-    Parameters
-    ----------
-    address : str
-        ``zmq+sub://host:port``, a proxy's output.
-
-    Raises
-    ------
-    InputError
-        The address has another form.
-    """
-
-    def __init__(self, address: str) -> None:
-        super().__init__()
-        self.address = address
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        endpoint = wire.endpoint(address)
-        self._socket = self._context.socket(zmq.SUB)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)  # a slow disk must not lose documents
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_DOCUMENT_BYTES)
-        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
-        self._socket.connect(endpoint)
-
-    def tell(self, run_uid: str, status: dict[str, Any]) -> None:
-        """Do nothing: a broadcast has nobody to answer to."""
-
-    def listen(self, sink: Sink) -> None:
-        """Hand every document to the sink until `close`."""
-        committed_at = 0.0
-        try:
-            while not self._closing.is_set():
-                if self._socket.poll(IDLE_POLL_MS):
-                    self._receive(sink)
-                if time.monotonic() - committed_at >= COMMIT_EVERY_S:
-                    self._commit(sink)
-                    committed_at = time.monotonic()
-        finally:
-            self._commit(sink)
-            self._socket.close()
-            self._context.term()
-
-    def _receive(self, sink: Sink) -> None:
-        self._heard_at = time.monotonic()
-        while time.monotonic() - self._heard_at < COMMIT_EVERY_S:
-            try:
-                message = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            if self._taking:
-                self._take(sink, message)
-
-    def _take(self, sink: Sink, parts: list[bytes]) -> None:
-        _, name, payload = (*parts[0].split(b" ", 2), b"", b"")[:3]
-        if len(parts) != 1 or not payload or not 0 < len(name) < 32:
-            self._note("not ours", "expected 'prefix name payload'")
-        elif payload[:1] == b"\x80" and len(payload) > 1:
-            self._note(
-                "pickled",
-                "it is pickled; give the Publisher serializer=msgpack.packb",
-            )
-        else:
-            # [name, document], around the payload as it is: unpacked once, by the
-            # sink, with all its limits.
-            self._hand_over(sink, b"\x92" + bytes([0xA0 | len(name)]) + name + payload)
-
-    def _commit(self, sink: Sink) -> None:
-        try:
-            sink.commit()
-        except Exception as error:
-            self._note("not committed", f"{type(error).__name__}: {error}")

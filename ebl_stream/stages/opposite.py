@@ -193,7 +193,7 @@ class Best:
     height: float
     """Correlation there, -1..1, weighted by the overlap."""
     extrapolated: float
-    """px between the shift of the closest pairs and the shift at a miss of zero."""
+    """px between the shift of the mean pair and that of an exact one."""
 
 
 class Alignment:
@@ -222,8 +222,15 @@ class Alignment:
         shift, depth = self._refine(curves, shift, depth)
         profile = self._profile(curves, depth)
         height = float(np.interp(shift, self._curves.shifts, profile))
-        moved = abs(self._weights @ (self._lever @ np.asarray(depth)))
-        return Best(shift, depth, height, float(moved))
+        return Best(shift, depth, height, self._extrapolated(depth))
+
+    def _extrapolated(self, depth: tuple[float, float]) -> float:
+        """Return how far the mean pair's shift is from that of an exact one (px)."""
+        mean = self._weights @ self.pairs.miss
+        if np.ptp(self.pairs.miss) < 0.05 * abs(mean):
+            # Pairs that all miss alike tell nothing of the depth: it may be any.
+            return float(abs(mean)) * self.n_columns / 2
+        return float(abs(self._weights @ (self._lever @ np.asarray(depth))))
 
     def second(self, best: Best, smoothing: float) -> float:
         """Return the best correlation anywhere else."""

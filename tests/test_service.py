@@ -1,0 +1,395 @@
+"""The service: journal first, one worker, nothing lost where something breaks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ebl_stream import documents, profile
+from ebl_stream.discovery import ServicePlace, service_key
+from ebl_stream.documents import pack
+from ebl_stream.errors import InputError
+from ebl_stream.journal import read_journal
+from ebl_stream.link import Link
+from ebl_stream.run_index import RunIndex
+from ebl_stream.service import Service, serve
+from ebl_stream.service_journal import ServiceJournal
+from ebl_stream.service_worker import Worker
+from ebl_stream.sources.zmq import DoorSource
+
+TIMEOUT_S = 30.0
+
+
+class Said:
+    """A `Result` or `Progress` of few words."""
+
+    def __init__(self, **words: Any) -> None:
+        self.words = words
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.words
+
+
+class Notebook:
+    """A callback that writes down what it is given, and can be told to misbehave."""
+
+    def __init__(self, on_progress: Callable[[Said], None]) -> None:
+        self.on_progress = on_progress
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+        self.results: dict[str, Said] = {}
+        self.gate = threading.Event()
+        self.gate.set()
+        self.trouble: dict[str, BaseException] = {}
+        self.closed = False
+
+    def __call__(self, name: str, doc: dict[str, Any]) -> None:
+        assert self.gate.wait(TIMEOUT_S)
+        if error := self.trouble.pop(str(doc.get("uid")), None):
+            raise error
+        self.seen.append((name, doc))
+        run_uid = doc.get("run_start") or doc.get("uid")
+        if name == "start":
+            self.on_progress(Said(run_uid=run_uid, state="running"))
+        if name == "stop":
+            self.results[str(run_uid)] = Said(run_uid=run_uid, state="complete")
+
+    def tick(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Bench:
+    """A service with a door, and the notebooks of its worker."""
+
+    def __init__(self, folder: Path, address: str = "zmq://:*", **options: Any) -> None:
+        self.folder = folder
+        self.notebooks: list[Notebook] = []
+        self.service = Service(
+            DoorSource(address), self._make, folder / "journal", **options
+        )
+        self.door = Link(self.service.listener.address, folder=folder)
+
+    def _make(self, on_progress: Any) -> Notebook:
+        self.notebooks.append(Notebook(on_progress))
+        return self.notebooks[-1]
+
+    @property
+    def notebook(self) -> Notebook:
+        until(lambda: bool(self.notebooks))
+        return self.notebooks[-1]
+
+    def journals(self) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+        paths = (self.folder / "journal").glob("*.ebldocs")
+        return {p.name: [r[1:] for r in read_journal(p)] for p in paths}
+
+    def end(self) -> None:
+        self.door.close(linger_s=0)
+        self.service.stop()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    benches: list[Bench] = []
+
+    def make(**options: Any) -> Bench:
+        benches.append(Bench(tmp_path, **options))
+        return benches[-1]
+
+    yield make
+    for one in benches:
+        one.end()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def run(uid: str, n: int = 5, values: Any = 1.0) -> list[tuple[str, dict[str, Any]]]:
+    """A run's documents, not quite Bluesky's but enough."""
+    descriptor = {"uid": f"{uid}-d", "run_start": uid}
+    events = [
+        (
+            "event",
+            {"uid": f"{uid}-{i}", "descriptor": f"{uid}-d", "data": {"x": values}},
+        )
+        for i in range(n)
+    ]
+    stop = {"uid": f"{uid}-stop", "run_start": uid}
+    return [
+        ("start", {"uid": uid}),
+        ("descriptor", descriptor),
+        *events,
+        ("stop", stop),
+    ]
+
+
+def send(door: Callable[[str, Any], None], all_documents: Any) -> None:
+    for name, doc in all_documents:
+        door(name, doc)
+
+
+def test_every_run_has_its_journal_and_result(bench) -> None:
+    desk = bench()
+    one, other = run("aaaaaaaa-1"), run("bbbbbbbb-2")
+    mixed = [d for pair in zip(one, other, strict=True) for d in pair]
+    stranger = ("event", {"uid": "e", "descriptor": "unheard of", "data": {}})
+    send(desk.door.send, [*mixed[:-2], stranger, *mixed[-2:]])
+    assert desk.door.wait(TIMEOUT_S, "aaaaaaaa-1")["state"] == "complete"
+    assert desk.door.wait(TIMEOUT_S)["run_uid"] == "bbbbbbbb-2"
+    journals = {name.split("-", 2)[2]: docs for name, docs in desk.journals().items()}
+    assert journals == {
+        "aaaaaaaa.ebldocs": one,
+        "bbbbbbbb.ebldocs": other,
+        "unsorted.ebldocs": [stranger],
+    }
+    assert desk.notebook.seen == [*mixed[:-2], stranger, *mixed[-2:]]
+    until(lambda: not list((desk.folder / "journal").glob("*.open")))
+
+
+def test_progress_reaches_the_door(bench) -> None:
+    desk = bench()
+    send(desk.door.send, run("r")[:-1])
+    until(lambda: desk.door.status() is not None)
+    assert desk.door.status() == {"run_uid": "r", "state": "running", "final": False}
+    with pytest.raises(TimeoutError, match="run r has not ended"):
+        desk.door.wait(0)
+    send(desk.door.send, run("r")[-1:])
+    assert desk.door.wait(TIMEOUT_S)["state"] == "complete"
+
+
+def test_a_fault_of_the_worker_costs_one_run(bench) -> None:
+    desk = bench()
+    desk.notebook.trouble["bad-2"] = ValueError("broken frame")
+    send(desk.door.send, [*run("bad"), *run("good")])
+    bad = desk.door.wait(TIMEOUT_S, "bad")
+    assert (bad["state"], bad["message"]) == ("failed", "ValueError: broken frame")
+    assert desk.door.wait(TIMEOUT_S, "good")["state"] == "complete"
+    assert [d for d in desk.notebook.seen if d in run("good")] == run("good")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_worker_is_replaced(bench) -> None:
+    desk = bench()
+    desk.notebook.trouble["bad-2"] = SystemExit()
+    send(desk.door.send, run("bad"))
+    assert desk.door.flush(TIMEOUT_S)
+    worker = desk.service.worker
+    until(lambda: not worker.is_alive)
+    desk.service.supervise()
+    assert desk.door.wait(TIMEOUT_S, "bad")["message"] == "the worker died"
+    send(desk.door.send, run("good"))
+    assert desk.door.wait(TIMEOUT_S, "good")["state"] == "complete"
+    assert len(desk.notebooks) == 2
+
+
+def test_what_the_queue_cannot_hold_is_read_from_the_journal(bench) -> None:
+    desk = bench(max_queue_bytes=100_000)
+    desk.notebook.gate.clear()
+    sent = run("r", 50, np.arange(4096.0))  # 32 kB each
+    send(desk.door.send, sent)
+    assert desk.door.flush(TIMEOUT_S)
+    assert desk.service.worker.queued_bytes <= 100_000
+    desk.notebook.gate.set()
+    assert desk.door.wait(TIMEOUT_S)["state"] == "complete"
+    assert [doc["uid"] for _, doc in desk.notebook.seen] == [d["uid"] for _, d in sent]
+    for _, doc in desk.notebook.seen[2:-1]:
+        np.testing.assert_array_equal(doc["data"]["x"], np.arange(4096.0))
+
+
+def test_ending_works_off_what_was_received(bench) -> None:
+    desk = bench()
+    notebook = desk.notebook
+    notebook.gate.clear()
+    send(desk.door.send, run("r", 20))
+    assert desk.door.flush(TIMEOUT_S)
+    threading.Timer(0.1, notebook.gate.set).start()
+    desk.service.stop()
+    assert notebook.seen == run("r", 20)
+    assert notebook.closed
+    assert desk.door.wait(TIMEOUT_S)["state"] == "complete"
+
+
+def test_a_full_disk_leaves_documents_with_their_door(
+    bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = bench()
+    with monkeypatch.context() as disk:
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        disk.setattr(ServiceJournal, "append", full)
+        send(desk.door.send, run("r"))
+        until(lambda: desk.service.problems["journal"] > 0)
+        assert not desk.door.flush(0)
+    assert desk.door.wait(TIMEOUT_S)["state"] == "complete"
+    assert list(desk.journals().values()) == [run("r")]
+
+
+def test_a_run_of_which_nothing_comes_is_answered() -> None:
+    told: dict[str, Mapping[str, Any]] = {}
+    notebook = Notebook(print)
+    worker = Worker(
+        lambda _: notebook, told.__setitem__, max_queue_bytes=1, ignored_after_s=0
+    )
+    notebook.results = {}
+    for name, doc in run("count"):
+        worker.put("count", name, {**doc, "run_start": "nobody"}, 1, None)
+    until(lambda: "count" in told)
+    worker.stop()
+    assert told["count"]["state"] == "ignored"
+    assert told["count"]["final"]
+
+
+def test_runs_of_a_crash_are_gone_on_with_but_not_for_ever(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    sent = [pack(*document) for document in run("crashed")[:4]]
+    crashed = ServiceJournal(folder, "demo")
+    for packed in sent:
+        crashed.append("crashed", packed)
+    crashed.close()  # no `ended`: that is what a crash leaves
+    assert list(ServiceJournal(folder, "another profile").recover()) == []
+    for expected in (sent, []):
+        again = ServiceJournal(folder, "demo")
+        recovered = []
+        for packed in again.recover():
+            again.append("crashed", packed)
+            recovered.append(packed)
+        again.close()
+        assert recovered == expected
+
+
+SERVICE = """
+import sys, time
+from pathlib import Path
+from ebl_stream.service import Service
+from ebl_stream.sources.zmq import DoorSource
+
+sys.path.insert(0, sys.argv[1])
+from test_service import Notebook
+
+folder = Path(sys.argv[2])
+Service(DoorSource(f"ipc://{folder}/s"), Notebook, folder / "journal")
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def service_process(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", SERVICE, str(Path(__file__).parent)]
+        process = subprocess.Popen(
+            [*command, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_service_killed_within_a_run_goes_on_with_it(
+    service_process, tmp_path: Path
+) -> None:
+    sent = run("killed", 40)
+    door = Link(f"ipc://{tmp_path}/s", folder=tmp_path)
+    first = service_process()
+    send(door.send, sent[:20])
+    assert door.flush(TIMEOUT_S)
+    first.kill()
+    first.wait()
+    send(door.send, sent[20:30])  # nobody there: it neither raises nor waits
+    service_process()
+    send(door.send, sent[30:])
+    assert door.wait(TIMEOUT_S) == {"run_uid": "killed", "state": "complete"}
+    door.close()
+    newest = max(
+        (tmp_path / "journal").glob("*.ebldocs"), key=lambda p: p.stat().st_size
+    )
+    recorded = [(name, doc) for _, name, doc in read_journal(newest)]
+    # What the first had on disk and not yet acknowledged may be there twice.
+    assert [d for i, d in enumerate(recorded) if d not in recorded[:i]] == sent
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from ebl_stream.profile import load
+from ebl_stream.service import serve
+
+ready = lambda address: print(address, flush=True)
+out = Path(sys.argv[1])
+code = serve(load("demo"), "zmq://:*", out=out, tiled="none", ready=ready)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
+)
+def test_serve_ends_in_good_order(number: int, code: int, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    place = ServicePlace(service_key(profile.load("demo"), tmp_path))
+    found = place.find()
+    assert found is not None
+    assert (found.address, found.pid) == (address, process.pid)
+    with pytest.raises(InputError, match=f"there is a service for {tmp_path} already"):
+        serve(profile.load("demo"), "zmq://:*", out=tmp_path, tiled="none")
+    door = Link(address, folder=tmp_path)
+    door.send("start", {"uid": "no-frames", "time": 0.0})
+    assert door.flush(TIMEOUT_S)
+    os.kill(process.pid, number)
+    assert process.wait(TIMEOUT_S) == code
+    door.close()
+    assert place.find() is None
+    assert len(list((tmp_path / "journal").glob("*-no-frame.ebldocs"))) == 1
+    process.stdout.close()
+
+
+def test_a_run_is_found_by_any_document() -> None:
+    index = RunIndex()
+    found = {
+        name: index.run_uid(name, doc)
+        for name, doc in [
+            ("start", {"uid": "r"}),
+            ("descriptor", {"uid": "d", "run_start": "r"}),
+            ("stream_resource", {"uid": "s", "run_start": "r"}),
+            ("resource", {"uid": "res", "run_start": "r"}),
+            ("datum", {"datum_id": "x", "resource": "res"}),
+            ("datum_page", {"resource": "res"}),
+            ("event", {"uid": "e", "descriptor": "d"}),
+            ("event_page", {"uid": ["e"], "descriptor": "d"}),
+            ("stream_datum", {"uid": "sd", "descriptor": "", "stream_resource": "s"}),
+            ("bulk_events", {"d": []}),
+            ("bulk_datum", {"resource": "res"}),
+            ("stop", {"uid": "x", "run_start": "r"}),
+        ]
+    }
+    assert found == dict.fromkeys(documents.NAMES, "r")
+    assert index.run_uid("event", {"descriptor": "of another run"}) is None

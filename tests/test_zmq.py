@@ -1,0 +1,404 @@
+"""Documents over real sockets: in order, once, acknowledged, and never unpickled."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from ebl_stream import wire
+from ebl_stream.documents import unpack
+from ebl_stream.errors import InputError
+from ebl_stream.link import Link
+from ebl_stream.sources.listener import Listener
+from ebl_stream.sources.proxy import ProxySource
+from ebl_stream.sources.zmq import DoorSource, open_listener
+
+TIMEOUT_S = 30.0
+
+
+class Shelf:
+    """A sink that keeps documents; `refuse` and `fail_commit` make it difficult."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, dict[str, Any]]] = []
+        self.n_committed = 0
+        self.refuse = 0
+        self.fail_commit = False
+
+    def take(self, packed: bytes) -> bool:
+        document = unpack(packed)
+        if self.refuse:
+            self.refuse -= 1
+            return False
+        self.taken.append(document)
+        return True
+
+    def commit(self) -> None:
+        if self.fail_commit:
+            raise OSError("no space left on device")
+        self.n_committed = len(self.taken)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [doc["seq_num"] for name, doc in self.taken if name == "event"]
+
+
+class Listening:
+    """A listener in its thread."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.shelf = Shelf()
+        self._thread = threading.Thread(target=listener.listen, args=(self.shelf,))
+        self._thread.start()
+
+    def end(self) -> None:
+        self.listener.close()
+        self._thread.join(TIMEOUT_S)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def listening() -> Iterator[Callable[[str], Listening]]:
+    begun: list[Listening] = []
+
+    def begin(address: str) -> Listening:
+        begun.append(Listening(open_listener(address)))
+        return begun[-1]
+
+    yield begin
+    for one in begun:
+        one.end()
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Iterator[Callable[..., Link]]:
+    links: list[Link] = []
+
+    def connect(address: str, **options: Any) -> Link:
+        links.append(Link(address, folder=tmp_path, **options))
+        return links[-1]
+
+    yield connect
+    for one in links:
+        one.close(linger_s=0)
+
+
+def event(number: int, values: Any = 1.0) -> dict[str, Any]:
+    return {"seq_num": number, "descriptor": "d", "data": {"image": values}}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+class BadNetwork:
+    """Between a door and a service: drops, doubles and reorders what passes."""
+
+    def __init__(self, address: str, seed: int, share: float = 0.2) -> None:
+        self._random = random.Random(seed)
+        self._share = share
+        self.n_harmed = 0
+        self._context = zmq.Context()
+        self._front = self._context.socket(zmq.ROUTER)
+        port = self._front.bind_to_random_port("tcp://127.0.0.1")
+        self.address = f"zmq://127.0.0.1:{port}"
+        self._back = self._context.socket(zmq.DEALER)
+        self._back.connect(wire.endpoint(address))
+        self._closing = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing = True
+        self._thread.join(TIMEOUT_S)
+        self._context.destroy(linger=0)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._front, zmq.POLLIN)
+        poller.register(self._back, zmq.POLLIN)
+        route = b""
+        pocket: list[list[bytes]] = []
+        while not self._closing:
+            ready = dict(poller.poll(20))
+            if self._front in ready:
+                route, *parts = self._front.recv_multipart()
+                for passed in self._harm(parts, pocket):
+                    self._back.send_multipart(passed)
+            if self._back in ready:
+                answer = self._back.recv_multipart()
+                for passed in self._harm(answer, None):
+                    self._front.send_multipart([route, *passed])
+
+    def _harm(
+        self, parts: list[bytes], pocket: list[list[bytes]] | None
+    ) -> list[list[bytes]]:
+        dice = self._random.random()
+        if dice > self._share:
+            passed = [parts]
+            if pocket and self._random.random() < 0.5:
+                passed += [pocket.pop(0)]
+            return passed
+        self.n_harmed += 1
+        if dice < self._share / 3:
+            return []
+        if dice < 2 * self._share / 3 or pocket is None:
+            return [parts, parts]
+        pocket.append(parts)
+        return []
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_nothing_is_lost_on_a_bad_network(listening, link, seed: int) -> None:
+    service = listening("zmq://localhost:*")
+    network = BadNetwork(service.listener.address, seed)
+    door = link(network.address)
+    try:
+        door.send("start", {"uid": "run-1"})
+        for number in range(300):
+            door.send("event", event(number, np.full((16, 16), number)))
+        assert door.flush(TIMEOUT_S)
+        service.listener.tell("run-1", {"run_uid": "run-1", "final": True, "n": 300})
+        assert door.wait(TIMEOUT_S) == {"run_uid": "run-1", "n": 300}
+    finally:
+        network.close()
+    assert network.n_harmed > 10
+    assert service.shelf.numbers == list(range(300))
+    assert [doc["data"]["image"][0, 0] for _, doc in service.shelf.taken[1:]] == list(
+        range(300)
+    )
+
+
+def test_a_late_service_gets_everything_in_order(listening, link, tmp_path) -> None:
+    address = f"ipc://{tmp_path}/s"
+    door = link(address, max_bytes=4 * 2**20)
+    for number in range(200):
+        door.send("event", event(number, np.zeros((128, 128), "f4")))
+    assert "on disk" in repr(door)  # 13 MB do not fit into 4
+    service = listening(address)
+    assert door.flush(TIMEOUT_S)
+    assert service.shelf.numbers == list(range(200))
+    assert not door.errors
+
+
+def test_a_service_that_comes_back_gets_the_rest(link, tmp_path) -> None:
+    address = f"ipc://{tmp_path}/s"
+    door = link(address)
+    first = Listening(DoorSource(address))
+    for number in range(50):
+        door.send("event", event(number))
+    assert door.flush(TIMEOUT_S)
+    first.end()
+    for number in range(50, 100):
+        door.send("event", event(number))
+    second = Listening(DoorSource(address))
+    try:
+        assert door.flush(TIMEOUT_S)
+    finally:
+        second.end()
+    assert first.shelf.numbers + second.shelf.numbers == list(range(100))
+
+
+def test_several_doors_at_once(listening, link) -> None:
+    service = listening("zmq://localhost:*")
+    doors = [link(service.listener.address) for _ in range(3)]
+    for number in range(100):
+        for n, door in enumerate(doors):
+            door.send("event", event(number, n))
+    assert all(door.flush(TIMEOUT_S) for door in doors)
+    for n in range(3):
+        mine = [d for _, d in service.shelf.taken if d["data"]["image"] == n]
+        assert [d["seq_num"] for d in mine] == list(range(100))
+
+
+def test_what_the_sink_refuses_comes_again(listening, link) -> None:
+    service = listening("zmq://localhost:*")
+    service.shelf.refuse = 5
+    door = link(service.listener.address)
+    for number in range(20):
+        door.send("event", event(number))
+    assert door.flush(TIMEOUT_S)
+    assert service.shelf.numbers == list(range(20))
+    assert service.shelf.refuse == 0
+
+
+def test_nothing_is_acknowledged_before_it_is_on_disk(listening, link) -> None:
+    service = listening("zmq://localhost:*")
+    service.shelf.fail_commit = True
+    door = link(service.listener.address)
+    door.send("event", event(0))
+    until(lambda: service.listener.problems["not committed"] > 0)
+    assert not door.flush(0)
+    service.shelf.fail_commit = False
+    assert door.flush(TIMEOUT_S)
+    assert service.shelf.n_committed == 1
+
+
+def test_the_service_takes_no_more_while_it_ends(listening, link) -> None:
+    service = listening("zmq://localhost:*")
+    door = link(service.listener.address)
+    door.send("start", {"uid": "r"})
+    assert door.flush(TIMEOUT_S)
+    service.listener.stop_taking()
+    door.send("event", event(1))
+    service.listener.tell("r", {"run_uid": "r", "final": True})
+    assert door.wait(TIMEOUT_S) == {"run_uid": "r"}
+    assert not door.flush(0)
+    assert service.shelf.numbers == []
+
+
+def test_malformed_messages_are_counted_and_survived(listening, link, caplog) -> None:
+    service = listening("zmq://localhost:*")
+    client = b"c" * wire.CLIENT_BYTES
+    documents = [b"", b"\x80", b"\xc1" * 9, msgpack.packb(["event", 3])]
+    context = zmq.Context()
+    with context.socket(zmq.DEALER) as stranger:
+        stranger.connect(wire.endpoint(service.listener.address))
+        for parts in ([b""], [b"x" * 41, b""], [b"a", b"b", b"c"], [b"q" * 41] * 2):
+            stranger.send_multipart(parts)
+        ping = wire.Head(wire.PING, client).pack()
+        stranger.send_multipart([ping, b"\xc1"])
+        stranger.send_multipart([ping, msgpack.packb([["a"], 3, {}])])
+        for n, packed in enumerate(documents):
+            stranger.send_multipart(
+                [wire.Head(wire.DOCUMENT, client, n).pack(), packed]
+            )
+        until(lambda: service.listener.problems["malformed"] == len(documents))
+    context.term()
+    assert service.listener.problems["not ours"] == 5
+    assert len([r for r in caplog.records if "malformed" in r.message]) == 1
+    door = link(service.listener.address)
+    door.send("event", event(7))
+    assert door.flush(TIMEOUT_S)
+    assert service.shelf.numbers == [7]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "nonsense", "zmq://host", "zmq://:99999", "http://host:80", "ipc://", "5577x"],
+)
+def test_a_wrong_address_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match=r"expected zmq://host:port|1 to 100 bytes"):
+        open_listener(address)
+
+
+def test_an_address_that_is_taken_is_refused(listening) -> None:
+    service = listening("zmq://localhost:*")
+    with pytest.raises(InputError, match="Address already in use"):
+        open_listener(service.listener.address)
+
+
+def test_only_an_explicit_address_is_open_to_others(listening, caplog) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert listening("zmq://:*").listener.address.startswith("zmq://127.0.0.1:")
+        assert not caplog.records
+        assert listening("zmq://0.0.0.0:*").listener.address.startswith("zmq://0.0.0.0")
+    assert "other machines" in caplog.text
+
+
+PROXY = """
+from bluesky.callbacks.zmq import Proxy
+proxy = Proxy("127.0.0.1", "127.0.0.1")
+print(proxy.in_port, proxy.out_port, flush=True)
+proxy.start()
+"""
+
+
+@pytest.fixture
+def bluesky_proxy() -> Iterator[tuple[str, str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROXY], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        into, out = process.stdout.readline().split()
+        yield into, out.replace("tcp://", "zmq+sub://")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Canary:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (self.path, "w")
+
+    def __deepcopy__(self, memo: Any) -> Canary:
+        return self
+
+
+def test_the_stock_publisher_is_heard_and_pickle_refused(
+    listening, bluesky_proxy, tmp_path
+) -> None:
+    from bluesky.callbacks.zmq import Publisher
+
+    into, out = bluesky_proxy
+    service = listening(out)
+    assert isinstance(service.listener, ProxySource)
+    plain = Publisher(into, serializer=msgpack.packb, prefix=b"2bm")
+    pickled = Publisher(into)
+
+    def hear(publisher: Publisher, what: dict[str, Any], counted: Any) -> None:
+        before = counted()
+        while counted() == before:  # a PUB socket loses what it sends too early
+            publisher("event", what)
+            time.sleep(0.05)
+
+    hear(plain, event(1), lambda: len(service.shelf.taken))
+    canary = {"data": Canary(str(tmp_path / "canary"))}
+    pickle.loads(pickle.dumps(canary))
+    assert (tmp_path / "canary").exists()
+    (tmp_path / "canary").unlink()
+    hear(pickled, canary, lambda: service.listener.problems["pickled"])
+    n_heard = len(service.shelf.taken)
+    hear(plain, event(2), lambda: len(service.shelf.taken))
+    assert not (tmp_path / "canary").exists()
+    names = {name for name, _ in service.shelf.taken}
+    assert names == {"event"}
+    assert service.shelf.taken[n_heard][1] in (event(1), event(2))
+    assert service.shelf.numbers[-1] == 2
+    plain.close()
+    pickled.close()
+
+
+def test_nonsense_on_the_bus_is_counted(listening) -> None:
+    context = zmq.Context()
+    with context.socket(zmq.PUB) as bus:
+        port = bus.bind_to_random_port("tcp://127.0.0.1")
+        service = listening(f"zmq+sub://127.0.0.1:{port}")
+        good = b" event " + msgpack.packb(event(1))
+        while not service.shelf.taken:
+            bus.send(good)
+            time.sleep(0.02)
+        for message in (
+            b"",
+            b"a b",
+            b" event ",
+            b" event \xc1",
+            b" bang \x81\xa1a\x01",
+        ):
+            bus.send(message)
+        until(lambda: sum(service.listener.problems.values()) == 5)
+    context.term()
+    assert service.listener.problems == {"not ours": 3, "malformed": 2}
