@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import os
 import threading
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ebl_stream.backlog import Backlog
-from ebl_stream.journal import SUFFIX, JournalWriter
+from ebl_stream.journal import JournalWriter
+from ebl_stream.new_journal import new_journal
 from ebl_stream.packable import pack_leniently
 from ebl_stream.run_index import RunIndex, file_safe
 
@@ -133,20 +133,13 @@ class DocumentRecorder:
             writer.flush(sync=True)
 
     def _writer(self, run_uid: str) -> JournalWriter:
-        writer = self._writers.pop(run_uid, None) or self._open(run_uid)
+        writer = self._writers.pop(run_uid, None)
+        if writer is None:
+            _, writer = new_journal(self.folder, file_safe(run_uid))
         self._writers[run_uid] = writer  # the latest used is last
         while len(self._writers) > MAX_OPEN:
             self._writers.pop(next(iter(self._writers))).close()
         return writer
-
-    def _open(self, run_uid: str) -> JournalWriter:
-        for n in itertools.count(1):
-            suffix = f"-{n}{SUFFIX}" if n > 1 else SUFFIX
-            try:
-                return JournalWriter(self.folder / f"{file_safe(run_uid)}{suffix}")
-            except FileExistsError:
-                continue
-        raise AssertionError("unreachable")
 
     def _note(self, kind: str, message: str) -> None:
         self.errors[kind] += 1

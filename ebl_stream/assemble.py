@@ -28,7 +28,7 @@ from ebl_stream.errors import InputError
 from ebl_stream.frames import Closed, Item, Kind, Scan
 from ebl_stream.legacy import Modernizer, external_keys, singles
 from ebl_stream.profile import Profile
-from ebl_stream.stored import Resource, Stored, StoredImages, read_values
+from ebl_stream.stored import Resource, Resources, Stored, StoredImages, read_values
 from ebl_stream.stream import FrameStream, Place, check_rows
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Assembler:
         self._start: dict[str, Any] = {}
         self._streams: dict[str, _Stream | None] = {}
         self._by_descriptor: dict[str, _Stream] = {}
-        self._resources: dict[str, Resource] = {}
+        self._resources = Resources(profile.files, self._roots)
         self._images: dict[tuple[str, str], StoredImages] = {}
         self._seen: set[str] = set()
         self._is_announced = False
@@ -122,8 +122,7 @@ class Assembler:
             case "event":
                 yield from self._event(doc)
             case "stream_resource":
-                resource = Resource(doc, self._profile.files, self._roots)
-                self._resources.setdefault(doc["uid"], resource)
+                self._resources.add(doc)
             case "stream_datum":
                 yield from self._stream_datum(doc)
             case "stop":
@@ -370,8 +369,7 @@ class Assembler:
                 yield from self._close_streams()
                 yield self._closed(stop)
         finally:
-            for resource in self._resources.values():
-                resource.close()
+            self._resources.close()
 
     def _close_streams(self) -> Iterator[Item]:
         streams = [stream for stream in self._streams.values() if stream]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream.accumulate import Accumulator
 from ebl_stream.stages.reconstruct import Fourier
+
+T = TypeVar("T")
 
 Shares = tuple[float, float]
 """Weights, rad, with which a projection is added to halves A and B."""
@@ -70,7 +73,7 @@ class Grids:
             for spoke, angle, share in zip(spokes, theta, shares, strict=True):
                 grids.add(spoke, angle, *share)
 
-        list(self._pool.map(one, range(len(self.slabs))))
+        self.each_slab(one, range(len(self.slabs)))
 
     def add_constant(
         self,
@@ -87,15 +90,16 @@ class Grids:
             for angle, share in zip(theta, shares, strict=True):
                 grids.add(spoke, angle, *share)
 
-        list(self._pool.map(one, range(len(self.slabs))))
+        self.each_slab(one, range(len(self.slabs)))
+
+    def each_slab(self, work: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
+        """Return ``work`` of every slab's arguments, on the slabs' threads."""
+        return list(self._pool.map(work, *arguments))
 
     def look(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Return (A + B, A - B) of every slab, ``[row, y, x]``, 1/px."""
-        return list(
-            self._pool.map(
-                lambda grids: (grids.volume(), grids.half_difference()),
-                self._accumulators,
-            )
+        return self.each_slab(
+            lambda grids: (grids.volume(), grids.half_difference()), self._accumulators
         )
 
     def close(self) -> None:

@@ -6,14 +6,20 @@ import logging
 import os
 from pathlib import Path
 
+import httpx
+
 from ebl_stream.profile import Profile
 from ebl_stream.tiled_link import TiledLink
 from ebl_stream.tiled_server import TiledServer
 
 logger = logging.getLogger(__name__)
 
+START_S = 60.0
+"""How long the embedded server may take to start."""
 CATCH_UP_S = 30.0
 """How long Tiled may take to hear of the last slab."""
+UNREACHABLE_S = 5.0
+"""The same for a server that does not answer at all."""
 
 
 class Publishing:
@@ -38,6 +44,7 @@ class Publishing:
                 api_key=os.environ.get(profile.publish.api_key_env),
                 container=profile.publish.path,
             )
+        self._where = where
         self._began = False
 
     def begin(self) -> None:
@@ -47,18 +54,28 @@ class Publishing:
             self.server.start()
 
     def node_uri(self, processed_uid: str) -> str | None:
-        """Return where Tiled serves a run, after at most half a minute.
+        """Return where Tiled serves a run, after a bounded wait until it does.
 
         None where nothing is to be published, and where Tiled did not take it; a
         warning says so.
         """
         if self.link is None:
             return None
-        could_start = self.server is None or self.server.api_key is not None
-        if could_start and self.link.wait_until_caught_up(CATCH_UP_S):
+        if self.link.wait_until_caught_up(self._patience_s()):
             return self.link.node_uri(processed_uid)
         logger.warning("the result is not in Tiled; it is safe in its folder")
         return None
+
+    def _patience_s(self) -> float:
+        """Return how long it is worth waiting for Tiled."""
+        if self.server is not None:
+            may_start = self.server.api_key is not None
+            return CATCH_UP_S if may_start and self.server.wait_ready(START_S) else 0.0
+        try:
+            httpx.get(self._where, timeout=UNREACHABLE_S)
+        except (httpx.HTTPError, httpx.InvalidURL):
+            return UNREACHABLE_S
+        return CATCH_UP_S
 
     def close(self) -> None:
         """Stop telling Tiled, and the embedded server."""

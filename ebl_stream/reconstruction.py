@@ -69,6 +69,8 @@ class Reconstruction:
         self.roots = tuple(roots)
         self.on_progress = on_progress
         self.centers = CenterMemory(out, profile.name) if live else None
+        if live:
+            self.rooms.warm_up()
         self._sorter = RunSorter(
             lambda start: Run(self),
             stop_grace_s=profile.run.stop_grace_s,

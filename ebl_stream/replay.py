@@ -153,9 +153,12 @@ def replay(
         raise InputError("the source holds no tomography run: no frame was announced")
     if outcome.results:
         publishing.begin()
-    for result in outcome.results:
-        uid = result.processed_uid
-        outcome.tiled_uri[uid] = publishing.node_uri(uid)
+    try:
+        for result in outcome.results:
+            uid = result.processed_uid
+            outcome.tiled_uri[uid] = publishing.node_uri(uid)
+    except KeyboardInterrupt:  # the volume is there: only Tiled is not waited for
+        outcome.interrupted = True
     return outcome
 
 

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Image
 from ebl_stream.profile import Profile
+from ebl_stream.quality import quality_row
 from ebl_stream.stages import References, build, build_preprocess, describe
 from ebl_stream.stages.preprocess import repair
 from ebl_stream.stages.reconstruct import Fourier
+
+WARM_UP_ANGLES = 32
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,28 @@ class Rooms:
             values = stage(values, references)
         repair(values)
         return values
+
+    def warm_up(self) -> None:
+        """Use every stage once, so that the first projections of a scan wait for none.
+
+        Kernels are compiled or loaded, and libraries imported, now.
+        """
+        theta = np.arange(WARM_UP_ANGLES) * np.pi / WARM_UP_ANGLES
+        shape = (WARM_UP_ANGLES, 4, 64)
+        counts = np.random.default_rng(0).poisson(1000, shape).astype(np.uint16)
+        flat = np.full(shape[1:], 1000, np.float32)
+        references = References(flat, np.zeros_like(flat), "measured")
+        values = self.line_integrals(list(counts), references)
+        self.center(values, theta)
+        volume = self.reconstruct(values, theta, (shape[2] - 1) / 2)
+        clean = self.denoise(volume, volume[::-1]) if self.denoise else volume
+        quality_row(0, 0, 4, volume, clean, version=1, n_used=1, coverage=1.0)
+        if self.rings is not None:
+            self.rings.profile(values.mean(0))
+        if self.segment is not None:
+            labels = self.segment(volume, clean)
+            if self.quantify is not None:
+                self.quantify(volume, labels)
 
     def as_dict(self) -> dict[str, Any]:
         """Return every stage with its settings, for provenance."""

@@ -24,13 +24,11 @@ Consumer: TypeAlias = Callable[[str, dict[str, Any]], None]
 Token: TypeAlias = tuple[str, str]
 """What a document refers to: (``run`` | ``descriptor`` | ..., its id)."""
 
-_NAMES = frozenset(
-    (
-        *("start", "stop", "descriptor", "resource", "stream_resource"),
-        *("event", "event_page", "bulk_events", "stream_datum"),
-        *("datum", "datum_page", "bulk_datum"),
-    )
-)
+_NAMES = {
+    *("start", "stop", "descriptor", "resource", "stream_resource"),
+    *("event", "event_page", "bulk_events", "stream_datum"),
+    *("datum", "datum_page", "bulk_datum"),
+}
 _MAX_GONE = 10_000
 _MAX_SEQ_NUM = 2**40
 

@@ -192,8 +192,8 @@ def _serve(
     asked: _Asked,
 ) -> None:
     # The heavy part of the house: bad input is answered before it is loaded.
-    from ebl_stream.reconstruction import Reconstruction
     from ebl_stream.publishing import Publishing
+    from ebl_stream.reconstruction import Reconstruction
 
     publishing = Publishing(tiled, out, profile)
     make = partial(Reconstruction, profile, out=out, link=publishing.link, live=True)

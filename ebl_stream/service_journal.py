@@ -7,7 +7,6 @@ short: `recover` hands out their documents.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import Any
 from ebl_stream.documents import pack, unpack
 from ebl_stream.errors import InputError
 from ebl_stream.journal import SUFFIX, JournalWriter, read_journal
+from ebl_stream.new_journal import new_journal
 from ebl_stream.run_index import file_safe
 
 logger = logging.getLogger(__name__)
@@ -132,17 +132,11 @@ class ServiceJournal:
 
     def _open(self, run_uid: str) -> tuple[Path, JournalWriter]:
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{file_safe(run_uid)[:8]}"
-        for n in itertools.count(1):
-            path = self._folder / f"{stem}{f'-{n}' if n > 1 else ''}{SUFFIX}"
-            try:
-                writer = JournalWriter(path)
-            except FileExistsError:
-                continue
-            if run_uid != UNSORTED and run_uid not in self._marks:
-                self._marks[run_uid] = mark = path.with_name(f"{path.name}.open")
-                _Mark(1, os.getpid(), self._owner).write(mark)
-            return path, writer
-        raise AssertionError("unreachable")
+        path, writer = new_journal(self._folder, stem)
+        if run_uid != UNSORTED and run_uid not in self._marks:
+            self._marks[run_uid] = mark = path.with_name(f"{path.name}.open")
+            _Mark(1, os.getpid(), self._owner).write(mark)
+        return path, writer
 
 
 @dataclass(frozen=True)

@@ -184,9 +184,9 @@ class Session:
         every = self._profile.refresh.every
         promised = self._ledgers[Kind.PROJECTION].n_promised
         if promised:
-            due = n + max(1, round(every * promised))
+            step = max(1, round(every * promised))
             # The last one is made when the run closes, with everything it needs.
-            return due if due < promised else sys.maxsize
+            return n + step if n + 1.5 * step <= promised else sys.maxsize
         return max(n + BLOCK, round(n * (1 + 2 * every)))
 
     def _ready(self, n: int) -> bool:

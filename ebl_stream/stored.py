@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 64 * 2**20
 """Read at once, at most."""
+
+MAX_OPEN_FILES = 64
+"""Of one run, at a time."""
 
 _POLL_S = 0.01
 _FIRST_PATIENCE_S = 2.0
@@ -110,11 +114,42 @@ class Resource:
             raise
         return Stored(dataset, self._files.timeout_s)
 
-    def close(self) -> None:
-        """Close the file."""
+    def put_away(self) -> None:
+        """Close the file; it is opened again when it is needed."""
         if self._stored is not None:
-            self._stored.dataset.file.close()
-            self._stored = None
+            self._stored.put_away()
+
+
+class Resources:
+    """The resources of a run by uid, a bounded number of their files open.
+
+    A detector that writes a file per event makes thousands of them.
+    """
+
+    def __init__(self, files: Files, roots: Sequence[Path]) -> None:
+        self._files = files
+        self._roots = roots
+        self._by_uid: dict[str, Resource] = {}
+        self._in_use: OrderedDict[Resource, None] = OrderedDict()
+
+    def add(self, doc: dict[str, Any]) -> None:
+        """Take a StreamResource document; one that is known stays as it is."""
+        self._by_uid.setdefault(doc["uid"], Resource(doc, self._files, self._roots))
+
+    def get(self, uid: str) -> Resource | None:
+        """Return a resource; its file may be opened now, the oldest is put away."""
+        resource = self._by_uid.get(uid)
+        if resource is not None:
+            self._in_use[resource] = None
+            self._in_use.move_to_end(resource)
+        if len(self._in_use) > MAX_OPEN_FILES:
+            self._in_use.popitem(last=False)[0].put_away()
+        return resource
+
+    def close(self) -> None:
+        """Close all files."""
+        for resource in self._by_uid.values():
+            resource.put_away()
 
 
 class Stored:
@@ -128,7 +163,8 @@ class Stored:
     """
 
     def __init__(self, dataset: h5py.Dataset, timeout_s: float) -> None:
-        self.dataset = dataset
+        self._dataset = dataset
+        self._name = str(dataset.name)
         self.path = str(dataset.file.filename)
         self._timeout_s = timeout_s
         self._gave_up_at = -1
@@ -136,11 +172,28 @@ class Stored:
         superblock = Superblock.read(self.path)
         cut = superblock is not None and size < superblock.stored_end
         writing = superblock is not None and superblock.being_written
+        # A file that its writer has closed is not asked again and again.
+        self._may_grow = writing and dataset.file.swmr_mode
         self._reach = Reach(dataset, size) if cut and not writing else None
+
+    @property
+    def dataset(self) -> h5py.Dataset:
+        """The open dataset; opened again where it has been put away."""
+        if not self._dataset.id.valid:
+            again = open_hdf5(Path(self.path))[self._name]
+            if not isinstance(again, h5py.Dataset):
+                raise OSError(f"{self.path}: {self._name} is no dataset any more")
+            self._dataset = again
+        return self._dataset
+
+    def put_away(self) -> None:
+        """Close the file until it is asked for again."""
+        if self._dataset.id.valid:
+            self._dataset.file.close()
 
     def length(self) -> int:
         """Return how long the first axis is by now."""
-        if self.dataset.file.swmr_mode:
+        if self._may_grow:
             try:
                 self.dataset.refresh()
             except (OSError, RuntimeError) as error:
@@ -167,7 +220,7 @@ class Stored:
         return length if length >= n else self.length()
 
     def _is_growing(self) -> bool:
-        if not self.dataset.file.swmr_mode:
+        if not self._may_grow:
             return False
         superblock = Superblock.read(self.path)
         return superblock is not None and superblock.being_written

@@ -92,10 +92,10 @@ class Views:
         if final and last is not None:
             self.latency["last_projection_to_volume"] = time.monotonic() - last
         phases = self._interpret(grids, look, stamp) if self._due(final) else {}
-        self._rows = [
-            quality_row(k, *grids.slabs[k], *map(_sample, slab), **stamp)
-            for k, slab in enumerate(look)
-        ]
+        self._rows = grids.each_slab(
+            lambda k: quality_row(k, *grids.slabs[k], *map(_sample, look[k]), **stamp),
+            range(len(look)),
+        )
         if angular_coverage < WHOLE_CIRCLE:
             # The halves share a missing wedge, so they agree on what it hides.
             for row in self._rows:
@@ -111,7 +111,7 @@ class Views:
 
     def _due(self, final: bool) -> bool:
         """Whether this version is denoised and segmented, too."""
-        return final or self.version % self._profile.refresh.interpret_every == 1
+        return final or self.version % self._profile.refresh.interpret_every == 0
 
     def _open(self, grids: Grids, provenance: dict[str, Any]) -> None:
         if self._shape is not None:
@@ -161,7 +161,9 @@ class Views:
         volume = np.concatenate([slab for slab, _ in look])
         clean = volume
         if rooms.denoise is not None:
-            clean = np.concatenate([rooms.denoise(*slab) for slab in look])
+            clean = np.concatenate(
+                grids.each_slab(rooms.denoise, *zip(*look, strict=True))
+            )
             self._write("denoised", grids, _cut(clean, grids), stamp)
         if rooms.segment is None:
             return {}

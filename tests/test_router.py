@@ -288,7 +288,8 @@ def test_nothing_is_kept_of_finished_runs():
         for name, doc in legacy(20):
             book.sorter(name, doc)
     sorter = book.sorter
-    assert not (sorter._runs or sorter._known or sorter._held or sorter._waiting)
+    left = [sorter._runs, sorter._known, sorter._held, sorter._waiting]
+    assert not any(left)
     assert len(sorter._gone) == 15
 
 
