@@ -188,8 +188,8 @@ class ServiceKeeper:
 
     def __repr__(self) -> str:
         pid = self.pid
-        state = f"service {pid}" if pid else "service starts"
-        return f"{self._failure or state}, log {self.log}"
+        state = f"service {pid}" if pid else self._failure or "service starts"
+        return f"{state}, log {self.log}"
 
     def _keep(self, link: Link) -> None:
         while not self._stopping.wait(LOOK_EVERY_S):
@@ -211,7 +211,8 @@ class ServiceKeeper:
     def _start_again(self, link: Link) -> None:
         lived_s = time.monotonic() - self._started_at
         if self._child is not None and not self._failure:
-            self._failure = f"the service ended (code {self._child.returncode})"
+            code = self._child.returncode
+            self._failure = f"the service ended (code {code}: {_last_line(self.log)})"
             log = "%s and is started again; the scan goes on; see %s"
             logger.warning(log, self._failure, self.log)
         if lived_s > LIVES_LONG_S:
@@ -255,3 +256,14 @@ def _command(
     for path, value in changes.items():
         command += ["--set", f"{path}={json.dumps(value)}"]  # JSON is YAML
     return command
+
+
+def _last_line(log: Path) -> str:
+    """Return the last thing that a service said."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 1000))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if line.strip()), "")[:200]

@@ -13,12 +13,15 @@ import json
 import os
 import stat
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ebl_stream.errors import InputError
 from ebl_stream.run_index import file_safe
+
+TRIES, TRY_EVERY_S = 10, 0.03
 
 
 def runtime_folder() -> Path:
@@ -87,14 +90,17 @@ class ServicePlace:
     def take(self) -> bool:
         """Become the service of this place; False where there is one."""
         lock = self._open_lock()
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return False
-        self._lock = lock
-        self._note.unlink(missing_ok=True)
-        return True
+        for _ in range(TRIES):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(TRY_EVERY_S)  # a door may be looking at this moment
+            else:
+                self._lock = lock
+                self._note.unlink(missing_ok=True)
+                return True
+        os.close(lock)
+        return False
 
     def announce(self, address: str) -> None:
         """Say where the service listens, now that it does."""

@@ -73,6 +73,7 @@ class Link:
         self._on_status = on_status
         self._news = threading.Condition()
         self._statuses: dict[str, Status] = {}
+        self._results: dict[str, Status] = {}
         self._runs: deque[str] = deque(maxlen=RUNS_ASKED_ABOUT)
         self._heard_at: float | None = None
         self._closing = False
@@ -123,7 +124,7 @@ class Link:
             ended = self._news.wait_for(lambda: self._has_ended(uid), timeout_s)
             if not ended:
                 raise TimeoutError(f"run {uid} has not ended in {timeout_s} s; {self}")
-            return {k: v for k, v in self._statuses[uid].items() if k != "final"}
+            return dict(self._results[uid])
 
     def connect(self, address: str) -> None:
         """Go on with another service; what is not acknowledged goes there."""
@@ -169,7 +170,7 @@ class Link:
             logger.warning("%s (further ones are only counted)", message)
 
     def _has_ended(self, run_uid: str) -> bool:
-        return bool(self._statuses.get(run_uid, {}).get("final"))
+        return run_uid in self._results
 
     def _save_unsent(self) -> None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -213,12 +214,15 @@ class Link:
         if not isinstance(uid, str):
             return
         with self._news:
-            if self._has_ended(uid) and not status.get("final"):
-                return
-            changed = self._statuses.get(uid) != status
-            self._statuses[uid] = status
-            while len(self._statuses) > MAX_STATUSES:
-                self._statuses.pop(next(iter(self._statuses)))
+            if self._has_ended(uid):
+                return  # said again, or late
+            before = self._statuses.get(uid, {})
+            merged = self._statuses[uid] = {**before, **status}
+            if status.get("final"):
+                self._results[uid] = {k: v for k, v in status.items() if k != "final"}
+            for kept in (self._statuses, self._results):
+                while len(kept) > MAX_STATUSES:
+                    kept.pop(next(iter(kept)))
             self._news.notify_all()
-        if changed and self._on_status is not None:
-            self._on_status(status)
+        if merged != before and self._on_status is not None:
+            self._on_status(dict(merged))

@@ -21,18 +21,12 @@ WORTH_MOVING_PX = 0.05
 
 
 class CenterFinder:
-    """The rotation center of one run, and where it comes from.
-
-    ``position`` is a column of the frames as they are reconstructed; ``stored`` is
-    the same place as a column of the stored frame, which is what people state and
-    what is published. They differ only where the profile flips columns.
-    """
+    """The rotation center of one run, and where it comes from."""
 
     def __init__(
         self, scan: Scan, profile: Profile, stage: Any, previous: float | None
     ) -> None:
         self._stage = stage
-        self._flipped = profile.geometry.flip_columns
         self._stated: tuple[float | None, Source] = (None, "assumed")
         if profile.geometry.rotation_center is not None:
             self._stated = (profile.geometry.rotation_center, "given")
@@ -42,9 +36,9 @@ class CenterFinder:
             self._stated = (previous, "previous")
         self.source: Source = self._stated[1]
         self.position = 0.0
+        """px, column of the stored frame."""
         self.why = ""
         self.spread_px: float | None = None
-        self._n_columns = 0
 
     def begin(self, n_columns: int) -> None:
         """Take the stated center, or the middle of the columns in its place.
@@ -54,23 +48,17 @@ class CenterFinder:
         InputError
             The stated center is nowhere near the detector.
         """
-        self._n_columns = n_columns
-        stored, _ = self._stated
-        if stored is None:
+        stated, _ = self._stated
+        if stated is None:
             self.position = (n_columns - 1) / 2
             self.why = "not measured yet: the middle of the columns"
             return
-        if not -n_columns <= stored <= 2 * n_columns:
+        if not -n_columns <= stated <= 2 * n_columns:
             raise InputError(
-                f"rotation center {stored:g} ({self.source}) is far outside the "
+                f"rotation center {stated:g} ({self.source}) is far outside the "
                 f"detector's {n_columns} columns; it is a 0-based column of the frame"
             )
-        self.position = self._turn(stored)
-
-    @property
-    def stored(self) -> float:
-        """px, column of the stored frame."""
-        return self._turn(self.position)
+        self.position = stated
 
     @property
     def may_be_measured(self) -> bool:
@@ -101,17 +89,14 @@ class CenterFinder:
         self.source, self.spread_px, self.why = "measured", verdict.spread_px, ""
         if moved:
             self.position = float(verdict.center)
-            log.info("rotation center measured: column %.2f", self.stored)
+            log.info("rotation center measured: column %.2f", self.position)
         return moved
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is published with the data."""
         return {
-            "column": self.stored,
+            "column": self.position,
             "source": self.source,
             "spread_px": self.spread_px,
             "why": self.why,
         }
-
-    def _turn(self, column: float) -> float:
-        return self._n_columns - 1 - column if self._flipped else column

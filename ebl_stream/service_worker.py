@@ -72,6 +72,13 @@ class Worker:
         over.
     max_queue_bytes : int
         Documents kept in memory; beyond that they are read from the journal again.
+    ignored_after_s : float
+        A run that stopped so long ago, and of which nothing came, is given up.
+
+    Raises
+    ------
+    Exception
+        What `make_callback` raises.
     """
 
     def __init__(
@@ -93,7 +100,6 @@ class Worker:
         self._open: set[str] = set()  # begun, not ended
         self._ended: set[str] = set()
         self._stopped_at: dict[str, float] = {}
-        self._callback: Callback | None = None
         self._stopping = False
         self._thread = self._start()
 
@@ -149,15 +155,16 @@ class Worker:
             self._thread.join(0.2)
 
     def _start(self) -> threading.Thread:
+        # Made here: a profile that cannot be furnished is the caller's to hear of.
+        callback = self._make_callback(self._progressed)
         # A daemon: a second Ctrl-C has to end the process.
         thread = threading.Thread(
-            target=self._run, name="ebl-stream-worker", daemon=True
+            target=self._run, args=(callback,), name="ebl-stream-worker", daemon=True
         )
         thread.start()
         return thread
 
-    def _run(self) -> None:
-        self._callback = self._make_callback(self._progressed)
+    def _run(self, callback: Callback) -> None:
         ticked_at = time.monotonic()
         while True:
             try:
@@ -167,14 +174,14 @@ class Worker:
             if item is None:
                 break
             if item is not _NOTHING:
-                self._work(self._callback, item)
+                self._work(callback, item)
             if time.monotonic() - ticked_at >= TICK_S:
                 ticked_at = time.monotonic()
-                self._guard(None, self._callback.tick)
+                self._guard(None, callback.tick)
                 self._end_ignored()
-            self._report(self._callback)
-        self._guard(None, self._callback.close)
-        self._report(self._callback)
+            self._report(callback)
+        self._guard(None, callback.close)
+        self._report(callback)
 
     def _work(self, callback: Callback, item: _Item) -> None:
         run_uid = item.run_uid

@@ -220,10 +220,14 @@ class Stored:
         return length if length >= n else self.length()
 
     def _is_growing(self) -> bool:
-        if not self._may_grow:
-            return False
         superblock = Superblock.read(self.path)
-        return superblock is not None and superblock.being_written
+        is_growing = (
+            superblock is not None
+            and superblock.being_written
+            and bool(self.dataset.file.swmr_mode)
+        )
+        self._may_grow = self._may_grow or is_growing
+        return is_growing
 
     def inside(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Return for each index of the first axis whether the file really has it."""

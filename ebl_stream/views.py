@@ -199,7 +199,7 @@ class Views:
             processed_uid=self.output.processed_uid,
             volume=str(self.output.path("recon")),
             shape=self._shape,
-            rotation_center=center.stored,
+            rotation_center=center.position,
             rotation_center_source=center.source,
             n_projections=n_projections,
             ledger=ledger,

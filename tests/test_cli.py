@@ -340,10 +340,12 @@ def test_ctrl_c_drains(tmp_path: Path) -> None:
     """At a frame per second only Ctrl-C ends it soon; what came is a volume."""
 
     def paced(scan: Scan) -> None:
-        scan["time"] = np.arange(N_ANGLES, dtype=float)
+        for name in ("data", "theta"):
+            scan[name] = np.concatenate([scan[name]] * 4)
+        scan["time"] = np.arange(4 * N_ANGLES, dtype=float)
 
     write(tmp_path / "scan.h5", paced)
-    words = ("replay", "scan.h5", "--tiled", "none", "--json", "--speed", "2")
+    words = ("replay", "scan.h5", "--tiled", "none", "--json", "--speed", "1")
     with subprocess.Popen(
         command(*words),
         cwd=tmp_path,
@@ -359,7 +361,7 @@ def test_ctrl_c_drains(tmp_path: Path) -> None:
     assert process.returncode == 130, err
     result = json.loads(out)
     assert result["state"] == "partial"
-    assert 0 < result["n_projections"] < N_ANGLES
+    assert 0 < result["n_projections"] < 4 * N_ANGLES
     assert result["ledger"]["residue"] == 0
 
 

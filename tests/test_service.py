@@ -372,6 +372,13 @@ def test_serve_ends_in_good_order(number: int, code: int, tmp_path: Path) -> Non
     process.stdout.close()
 
 
+def test_a_service_that_nobody_needs_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ebl_stream.cli", "serve", "--profile", "demo"]
+    command += ["--source", "zmq://:*", "--out", str(tmp_path), "--tiled", "none"]
+    ended = subprocess.run([*command, "--idle-exit", "0.5"], timeout=2 * TIMEOUT_S)
+    assert ended.returncode == 0
+
+
 def test_a_run_is_found_by_any_document() -> None:
     index = RunIndex()
     found = {
