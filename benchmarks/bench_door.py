@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from ebl_stream.callbacks import DocumentPublisher
 
 SERVICE = """
@@ -48,9 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--period-ms", type=float, default=5.0, help="between events")
     period_s = parser.parse_args().period_ms / 1e3
-    print(
-        f"{'event':<12}{'service':<10}{'p50 ms':>9}{'p99 ms':>9}{'max ms':>9}{'goal':>9}"
-    )
+    head = f"{'p50 ms':>9}{'p99 ms':>9}{'max ms':>9}{'goal':>9}"
+    print(f"{'event':<12}{'service':<10}{head}")
     for case, (megabytes, n) in CASES.items():
         for is_live in (True, False):
             with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from typing import Any
 from ebl_stream.backlog import Backlog
 from ebl_stream.journal import JournalWriter
 from ebl_stream.new_journal import new_journal
-from ebl_stream.packable import pack_leniently
+from ebl_stream.packable import as_bytes, pack_leniently
 from ebl_stream.run_index import RunIndex, file_safe
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class DocumentRecorder:
         if not packed:
             raise OSError("the temporary file cannot be read")
         writer = self._writer(run_uid)
-        writer.append(packed, received_s)
+        writer.append(as_bytes(packed), received_s)
         self.n_recorded += 1
         if is_stop:
             writer.flush(sync=True)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ebl_stream.packable import Packed
+
 logger = logging.getLogger(__name__)
 
 
@@ -33,7 +35,7 @@ class Backlog:
         self._max_bytes = max_bytes
         self._folder = folder
         self._lock = threading.Lock()
-        self._memory: dict[int, bytes] = {}
+        self._memory: dict[int, Packed] = {}
         self._memory_bytes = 0
         self._spill: BinaryIO | None = None
         self._spilled: deque[tuple[int, int]] = deque()  # offset, size
@@ -56,7 +58,7 @@ class Backlog:
         """Messages that lie in the file."""
         return len(self._spilled)
 
-    def append(self, message: bytes) -> None:
+    def append(self, message: Packed) -> None:
         """Append a message; OSError where the file cannot take it (it is not kept)."""
         with self._lock:
             if self._spilled or not self._fits(len(message)):
@@ -73,7 +75,7 @@ class Backlog:
         while self._spilled and self._fits(self._spilled[0][1]):
             offset, size = self._spilled[0]
             try:
-                message = self._read(offset, size)
+                message: Packed = self._read(offset, size)
             except OSError as error:
                 logger.error("a document is lost in the temporary file: %s", error)
                 message = b""
@@ -83,7 +85,7 @@ class Backlog:
                 if not self._spilled:
                     self._drop_spill()
 
-    def get(self, number: int) -> bytes | None:
+    def get(self, number: int) -> Packed | None:
         """Return a message that is in memory, None otherwise."""
         return self._memory.get(number)
 
@@ -96,7 +98,7 @@ class Backlog:
                 self.first += 1
             return self.first - before
 
-    def drain(self) -> Iterator[bytes]:
+    def drain(self) -> Iterator[Packed]:
         """Take out every message, oldest first (nobody else uses it any more)."""
         while len(self):
             self.refill()
@@ -113,11 +115,11 @@ class Backlog:
         # One message is always allowed, however large.
         return not self._memory or self._memory_bytes + size <= self._max_bytes
 
-    def _keep(self, number: int, message: bytes) -> None:
+    def _keep(self, number: int, message: Packed) -> None:
         self._memory[number] = message
         self._memory_bytes += len(message)
 
-    def _append_to_spill(self, message: bytes) -> None:
+    def _append_to_spill(self, message: Packed) -> None:
         if self._spill is None:
             self._spill = tempfile.TemporaryFile(  # noqa: SIM115  (outlives this)
                 prefix="ebl_stream-", dir=self._folder, buffering=0

@@ -22,7 +22,7 @@ from typing import Any
 from ebl_stream import wire
 from ebl_stream.backlog import Backlog
 from ebl_stream.journal import SUFFIX, JournalWriter
-from ebl_stream.packable import pack_leniently
+from ebl_stream.packable import as_bytes, pack_leniently
 from ebl_stream.sender import Sender
 
 logger = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class Link:
         try:
             journal = JournalWriter(path)
             for packed in self._backlog.drain():
-                journal.append(packed, time.time())
+                journal.append(as_bytes(packed), time.time())
             journal.close()
         except OSError as error:
             logger.error("%d documents are lost: %s: %s", n, path, error)

@@ -43,27 +43,39 @@ class Streams(_Section):
     """Which Bluesky stream holds what; the first name that a run has is taken."""
 
     projections: tuple[str, ...] = ("primary", "projections", "tomo")
+    """Streams with projections."""
     flats: tuple[str, ...] = ("flats", "flat", "white")
+    """Streams with flats."""
     darks: tuple[str, ...] = ("darks", "dark")
+    """Streams with darks."""
 
 
 class StartKeys(_Section):
     """Keys of the start document, the first one present counts."""
 
     n_projections: tuple[str, ...] = ("n_projections", "num_projections", "num_points")
+    """How many projections the plan promises."""
     rotation_center: tuple[str, ...] = ("rotation_center",)
+    """Rotation center, px, column of the stored frame."""
     voxel_size_um: tuple[str, ...] = ("voxel_size_um", "pixel_size_um")
+    """Edge of a voxel, µm; published with the volume."""
 
 
 class Datasets(_Section):
     """Datasets of an HDF5 file that is replayed; the first one present counts."""
 
     projections: tuple[str, ...] = ()
+    """Projections ``[angle, row, column]``; with ``image_key`` all frames."""
     flats: tuple[str, ...] = ()
+    """Flats, ``[n, row, column]`` or one ``(row, column)``."""
     darks: tuple[str, ...] = ()
+    """Darks, ``[n, row, column]`` or one ``(row, column)``."""
     theta: tuple[str, ...] = ()
+    """Angles, one per frame."""
     image_key: tuple[str, ...] = ()
+    """Kind of every frame: 0 projection, 1 flat, 2 dark, 3 invalid."""
     rotation_center: tuple[str, ...] = ()
+    """A scalar: column of the stored frame, px."""
     theta_unit: Literal["auto", "deg", "rad"] = "auto"
     """``auto``: the dataset's ``units`` attribute, else degrees."""
 
@@ -91,7 +103,9 @@ class Files(_Section):
     timeout_s: float = Field(default=10.0, gt=0, le=600)
     """How long an announced frame may take to appear in its file."""
     max_frame_bytes: int = Field(default=256 * 2**20, gt=0)
+    """A larger frame is refused before it is read."""
     max_projections: int = Field(default=200_000, gt=0)
+    """A larger run is refused before it is read."""
 
 
 class Window(_Section):
@@ -147,11 +161,17 @@ class Profile(_Section):
     refresh: Refresh = Refresh()
     run: Run = Run()
     preprocess: tuple[StageEntry, ...] = ()
+    """Stages in their order; see the rooms below."""
     center: StageEntry = "opposite_pairs"
+    """How the rotation center is found where nobody states it."""
     reconstruct: StageEntry = "fourier"
+    """Line integrals to slices."""
     denoise: StageEntry | None = None
+    """Null: no denoised volume."""
     segment: StageEntry | None = None
+    """Null: no labels."""
     quantify: StageEntry | None = None
+    """Null: no figures from labels."""
     publish: Publish = Publish()
 
     @field_validator("preprocess", mode="before")

@@ -156,8 +156,9 @@ class Run:
 
     def _give_up(self, error: Exception) -> None:
         session, self._session = self._session, None
-        expected = isinstance(error, InputError | OSError)
-        log.error("reconstruction of this run ended: %s", error, exc_info=not expected)
+        if self._house.live:
+            expected = isinstance(error, InputError | OSError)
+            log.error("this run ended: %s", error, exc_info=not expected)
         if session is not None:
             session.fail(str(error))
             session.close()

@@ -13,6 +13,7 @@ import zmq
 
 from ebl_stream import wire
 from ebl_stream.backlog import Backlog
+from ebl_stream.packable import Packed
 
 WINDOW_BYTES = 32 * 2**20
 """Sent and not yet acknowledged."""
@@ -195,7 +196,9 @@ class Sender:
         self._in_flight[number] = (time.monotonic(), len(packed))
         return True
 
-    def _send(self, socket: zmq.Socket[bytes], head: wire.Head, payload: bytes) -> bool:
+    def _send(
+        self, socket: zmq.Socket[bytes], head: wire.Head, payload: Packed
+    ) -> bool:
         try:
             copy = len(payload) < ZERO_COPY_BYTES
             socket.send_multipart([head.pack(), payload], zmq.NOBLOCK, copy=copy)

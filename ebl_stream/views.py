@@ -99,7 +99,7 @@ class Views:
         if angular_coverage < WHOLE_CIRCLE:
             # The halves share a missing wedge, so they agree on what it hides.
             for row in self._rows:
-                row["resolution_px"] = float("nan")
+                row["resolution_px"] = None
         self.output.quality(self._rows)
         self._looks.append(n_used)
         self.output.update(
@@ -174,7 +174,7 @@ class Views:
     def progress(self, **facts: Any) -> Progress:
         """Return a `Progress` with what is known here added."""
         resolutions = [row["resolution_px"] for row in self._rows]
-        finite = [value for value in resolutions if np.isfinite(value)]
+        finite = [value for value in resolutions if value is not None]
         return Progress(
             processed_uid=self.output.processed_uid,
             version=self.version,

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import zarr
 from bluesky import RunEngine
-from ebl_stream.callbacks import LiveReconstruction
 from ophyd_async.core import init_devices
 from tiled.client import from_uri
 
+from ebl_stream.callbacks import LiveReconstruction
 from ebl_stream.demo import compare
 from ebl_stream.simulation.detector import DetectorModel
 from ebl_stream.simulation.devices import RotationStage, TomoDetector

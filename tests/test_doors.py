@@ -19,17 +19,17 @@ import numpy as np
 import pytest
 from bluesky import RunEngine
 from bluesky.plans import count
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ophyd import Component, Device, Signal
+
+from ebl_stream.backlog import Backlog
 from ebl_stream.callbacks import (
     DocumentPublisher,
     DocumentRecorder,
     LiveReconstruction,
 )
 from ebl_stream.callbacks.live import ServiceKeeper
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from ophyd import Component, Device, Signal
-
-from ebl_stream.backlog import Backlog
 from ebl_stream.discovery import ServicePlace
 from ebl_stream.documents import unpack
 from ebl_stream.errors import InputError

@@ -275,7 +275,9 @@ def test_names_in_the_profile_win(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["/mine/views"] = frames()
         file["/mine/angles"] = np.linspace(0, np.pi, N)
-    with pytest.raises(InputError, match=r"(?s)/mine/views.*datasets\.projections") as bad:
+    with pytest.raises(
+        InputError, match=r"(?s)/mine/views.*datasets\.projections"
+    ) as bad:
         open_source(str(path), None)
     assert "\n" in str(bad.value)
     names = {
