@@ -19,11 +19,8 @@ import numpy as np
 import pytest
 from bluesky import RunEngine
 from bluesky.plans import count
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ophyd import Component, Device, Signal
 
-from ebl_stream.backlog import Backlog
 from ebl_stream.callbacks import (
     DocumentPublisher,
     DocumentRecorder,
@@ -263,30 +260,6 @@ def test_a_run_recorded_again_overwrites_nothing(tmp_path: Path) -> None:
         recorder.close()
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["___r-2.ebldocs", "___r.ebldocs"]
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    sizes=st.lists(st.integers(0, 60), max_size=40),
-    takes=st.lists(st.integers(0, 5), max_size=40),
-)
-def test_a_backlog_keeps_order_and_bound(sizes: list[int], takes: list[int]) -> None:
-    backlog = Backlog(max_bytes=100)
-    waiting = [bytes([i]) * size for i, size in enumerate(sizes)]
-    taken: list[bytes] = []
-    for i, message in enumerate(waiting):
-        backlog.append(message)
-        assert backlog.memory_bytes <= 100
-        backlog.refill()
-        for _ in range(takes[i] if i < len(takes) else 0):
-            found = backlog.get(backlog.first)
-            if found is not None:
-                taken.append(found)
-                assert backlog.release(backlog.first + 1) == 1
-    taken += backlog.drain()
-    assert taken == waiting
-    assert len(backlog) == backlog.memory_bytes == backlog.n_spilled == 0
-    backlog.close()
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ebl_stream import documents, profile
+from ebl_stream import profile
 from ebl_stream.discovery import ServicePlace, service_key
 from ebl_stream.documents import pack
 from ebl_stream.errors import InputError
 from ebl_stream.journal import read_journal
 from ebl_stream.link import Link
-from ebl_stream.run_index import RunIndex
 from ebl_stream.service import Service, serve
 from ebl_stream.service_journal import ServiceJournal
 from ebl_stream.service_worker import Worker
@@ -97,6 +96,11 @@ class Bench:
     def end(self) -> None:
         self.door.close(linger_s=0)
         self.service.stop()
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 @pytest.fixture
@@ -377,26 +381,3 @@ def test_a_service_that_nobody_needs_ends(tmp_path: Path) -> None:
     command += ["--source", "zmq://:*", "--out", str(tmp_path), "--tiled", "none"]
     ended = subprocess.run([*command, "--idle-exit", "0.5"], timeout=2 * TIMEOUT_S)
     assert ended.returncode == 0
-
-
-def test_a_run_is_found_by_any_document() -> None:
-    index = RunIndex()
-    found = {
-        name: index.run_uid(name, doc)
-        for name, doc in [
-            ("start", {"uid": "r"}),
-            ("descriptor", {"uid": "d", "run_start": "r"}),
-            ("stream_resource", {"uid": "s", "run_start": "r"}),
-            ("resource", {"uid": "res", "run_start": "r"}),
-            ("datum", {"datum_id": "x", "resource": "res"}),
-            ("datum_page", {"resource": "res"}),
-            ("event", {"uid": "e", "descriptor": "d"}),
-            ("event_page", {"uid": ["e"], "descriptor": "d"}),
-            ("stream_datum", {"uid": "sd", "descriptor": "", "stream_resource": "s"}),
-            ("bulk_events", {"d": []}),
-            ("bulk_datum", {"resource": "res"}),
-            ("stop", {"uid": "x", "run_start": "r"}),
-        ]
-    }
-    assert found == dict.fromkeys(documents.NAMES, "r")
-    assert index.run_uid("event", {"descriptor": "of another run"}) is None

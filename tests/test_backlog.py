@@ -1,0 +1,60 @@
+"""The way out of the RunEngine's process: packed quickly, kept in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebl_stream.backlog import Backlog
+from ebl_stream.documents import pack
+from ebl_stream.packable import pack_quickly
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.arange(200_000.0).reshape(400, 500),
+        np.arange(200_000.0).reshape(400, 500).T,
+        np.asfortranarray(np.arange(600_000, dtype=">u2").reshape(3, 400, 500)),
+        np.arange(90_000).reshape(300, 300) % 2 == 0,
+        np.full(70_000, "abc"),
+        np.full(70_000, None),
+    ],
+    ids=lambda image: str(image.dtype),
+)
+def test_the_quick_way_packs_the_same_bytes(image: Any) -> None:
+    data = {"theta": 1, "a": image, "b": image[::-1], "small": np.arange(3)}
+    doc = {"uid": "x", "data": data, "timestamps": {"a": 1.0}}
+    if image.dtype.hasobject:
+        with pytest.raises(TypeError, match="cannot travel"):
+            pack_quickly("event", doc)
+    else:
+        assert bytes(pack_quickly("event", doc)) == pack("event", doc)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 60), max_size=40),
+    takes=st.lists(st.integers(0, 5), max_size=40),
+)
+def test_a_backlog_keeps_order_and_bound(sizes: list[int], takes: list[int]) -> None:
+    backlog = Backlog(max_bytes=100)
+    waiting = [bytes([i]) * size for i, size in enumerate(sizes)]
+    taken: list[bytes] = []
+    for i, message in enumerate(waiting):
+        backlog.append(message)
+        assert backlog.memory_bytes <= 100
+        backlog.refill()
+        for _ in range(takes[i] if i < len(takes) else 0):
+            found = backlog.get(backlog.first)
+            if found is not None:
+                taken.append(found)
+                assert backlog.release(backlog.first + 1) == 1
+    taken += backlog.drain()
+    assert taken == waiting
+    assert len(backlog) == backlog.memory_bytes == backlog.n_spilled == 0
+    backlog.close()
