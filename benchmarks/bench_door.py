@@ -23,7 +23,7 @@ from ebl_stream.callbacks import DocumentPublisher
 SERVICE = """
 import sys
 from pathlib import Path
-from ebl_stream.service import Service
+from ebl_stream.service.service import Service
 from ebl_stream.sources.zmq import DoorSource
 
 class Idle:

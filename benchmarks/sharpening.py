@@ -12,14 +12,14 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from ebl_stream import profile as profiles
+from ebl_stream.engine.grids import Grids
+from ebl_stream.engine.projections import ProjectionSum
+from ebl_stream.engine.references import ReferenceFrames
+from ebl_stream.engine.rooms import Rooms
+from ebl_stream.engine.window import Window
 from ebl_stream.frames import Frame, Kind
-from ebl_stream.grids import Grids
-from ebl_stream.projections import ProjectionSum
-from ebl_stream.references import ReferenceFrames
-from ebl_stream.rooms import Rooms
 from ebl_stream.simulation.detector import DetectorModel
 from ebl_stream.simulation.phantom import Foam, golden_angles
-from ebl_stream.window import Window
 
 N_COLUMNS, N_ROWS, N_ANGLES = 256, 32, 400
 SHOWN = (20, 60, 160, 400)

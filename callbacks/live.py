@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ebl_stream.discovery import ServicePlace, service_key
-from ebl_stream.link import Link
+from ebl_stream.service.discovery import ServicePlace, service_key
+from ebl_stream.transport.link import Link
 
 logger = logging.getLogger(__name__)
 

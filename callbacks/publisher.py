@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ebl_stream.link import Link
+from ebl_stream.transport.link import Link
 
 
 class DocumentPublisher:

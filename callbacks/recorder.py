@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebl_stream.backlog import Backlog
-from ebl_stream.journal import JournalWriter
-from ebl_stream.new_journal import new_journal
-from ebl_stream.packable import as_bytes, pack_leniently
-from ebl_stream.run_index import RunIndex, file_safe
+from ebl_stream.service.run_index import RunIndex, file_safe
+from ebl_stream.transport.backlog import Backlog
+from ebl_stream.transport.journal import JournalWriter
+from ebl_stream.transport.new_journal import new_journal
+from ebl_stream.transport.packable import as_bytes, pack_leniently
 
 logger = logging.getLogger(__name__)
 

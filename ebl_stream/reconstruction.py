@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ebl_stream.assemble import Assembler
+from ebl_stream.engine.rooms import Rooms
+from ebl_stream.engine.session import Session
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Item, Scan
-from ebl_stream.output import RunOutput
+from ebl_stream.ingest.assemble import Assembler
+from ebl_stream.ingest.router import RunSorter
 from ebl_stream.profile import Profile
+from ebl_stream.publish.output import RunOutput
+from ebl_stream.publish.tiled_link import TiledLink
 from ebl_stream.result import Progress, Result
-from ebl_stream.rooms import Rooms
-from ebl_stream.router import RunSorter
-from ebl_stream.session import Session
-from ebl_stream.tiled_link import TiledLink
 
 log = logging.getLogger(__name__)
 

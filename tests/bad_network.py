@@ -7,7 +7,7 @@ import threading
 
 import zmq
 
-from ebl_stream import wire
+from ebl_stream.transport import wire
 
 TIMEOUT_S = 30.0
 

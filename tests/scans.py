@@ -5,7 +5,6 @@ from collections import Counter
 import event_model
 import numpy as np
 
-from ebl_stream.assemble import Assembler
 from ebl_stream.frames import (
     Announced,
     Closed,
@@ -15,8 +14,9 @@ from ebl_stream.frames import (
     Repeated,
     Scan,
 )
+from ebl_stream.ingest.assemble import Assembler
+from ebl_stream.ingest.router import RunSorter
 from ebl_stream.profile import Profile
-from ebl_stream.router import RunSorter
 
 H, W = 8, 12
 

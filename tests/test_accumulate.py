@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from reference import nrmse, nufft_fbp
 from scipy.fft import next_fast_len
 
-from ebl_stream.accumulate import Accumulator
+from ebl_stream.numerics.accumulate import Accumulator
+from ebl_stream.numerics.weights import angular_weights
 from ebl_stream.simulation.phantom import Asymmetric
 from ebl_stream.stages.reconstruct import Fourier
-from ebl_stream.weights import angular_weights
 
 GOLDEN = np.pi * (np.sqrt(5) - 1) / 2
 

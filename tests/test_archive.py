@@ -16,11 +16,11 @@ import tiled.profiles
 from event_model import DocumentNames, schema_validators
 from tiled.client import from_uri
 
-from ebl_stream.documents import pack, unpack
 from ebl_stream.errors import InputError
 from ebl_stream.profile import Profile, load
+from ebl_stream.publish.tiled_server import TiledServer
 from ebl_stream.sources import open_source
-from ebl_stream.tiled_server import TiledServer
+from ebl_stream.transport.documents import pack, unpack
 
 N, ROWS, COLUMNS = 70, 4, 6
 Document = tuple[str, dict[str, Any]]

@@ -25,7 +25,7 @@ from ebl_stream.frames import (
     Closed,
     Kind,
 )
-from ebl_stream.hdf5 import read_frame
+from ebl_stream.ingest.hdf5 import read_frame
 
 
 @pytest.fixture

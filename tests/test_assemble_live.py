@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scans import Fly, H, Outcome, W, image_key, images, make_profile, scalar
 
-from ebl_stream.assemble import Assembler
 from ebl_stream.frames import (
     Frame,
 )
-from ebl_stream.stored import MAX_OPEN_FILES
+from ebl_stream.ingest.assemble import Assembler
+from ebl_stream.ingest.stored import MAX_OPEN_FILES
 
 WRITER = """
 import sys, time, h5py, numpy as np

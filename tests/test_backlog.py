@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebl_stream.backlog import Backlog
-from ebl_stream.documents import pack
-from ebl_stream.packable import pack_quickly
+from ebl_stream.transport.backlog import Backlog
+from ebl_stream.transport.documents import pack
+from ebl_stream.transport.packable import pack_quickly
 
 
 @pytest.mark.parametrize(

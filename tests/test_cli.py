@@ -17,8 +17,8 @@ import pytest
 import zarr
 from rich.console import Console
 
-from ebl_stream.cli_messages import answer_errors
-from ebl_stream.progress import ProgressView, ledger_words, one_line
+from ebl_stream.cli.messages import answer_errors
+from ebl_stream.cli.progress import ProgressView, ledger_words, one_line
 
 N_ANGLES, N_ROWS, N_COLUMNS = 60, 6, 48
 CENTER = 24.25
@@ -398,7 +398,7 @@ def test_check_answers_with_a_code(tmp_path: Path) -> None:
 
 def test_help_comes_without_heavy_imports() -> None:
     code = (
-        "import sys; import ebl_stream.cli; "
+        "import sys; import ebl_stream.cli.commands; "
         "print({'numba', 'h5py', 'zarr', 'tiled', 'bluesky'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -18,13 +18,13 @@ from ophyd_async.core import init_devices
 from tiled.client import from_uri
 
 from ebl_stream.callbacks import LiveReconstruction
-from ebl_stream.demo import compare
+from ebl_stream.cli.demo import compare
+from ebl_stream.numerics.quality import inside_circle
+from ebl_stream.publish.tiled_server import TiledServer
 from ebl_stream.simulation.detector import DetectorModel
 from ebl_stream.simulation.devices import RotationStage, TomoDetector
 from ebl_stream.simulation.phantom import Foam
 from ebl_stream.simulation.plan import tomo_scan
-from ebl_stream.stages import inside_circle
-from ebl_stream.tiled_server import TiledServer
 
 COLUMNS, ROWS, SLAB_ROWS, N = 64, 16, 8, 64
 PATIENCE_S = 60

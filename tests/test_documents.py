@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from ebl_stream.documents import (
+from ebl_stream.errors import InputError
+from ebl_stream.transport.documents import (
     MAX_DEPTH,
     NAMES,
     DocumentError,
@@ -26,8 +27,7 @@ from ebl_stream.documents import (
     pack_array,
     unpack,
 )
-from ebl_stream.errors import InputError
-from ebl_stream.journal import JournalWriter, is_journal, read_journal
+from ebl_stream.transport.journal import JournalWriter, is_journal, read_journal
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 SCALARS = (
@@ -207,7 +207,7 @@ def test_arrays_of_empty_strings_survive() -> None:
 PATCHED = """
 import msgpack_numpy, msgpack
 msgpack_numpy.patch()
-import ebl_stream.documents as documents
+import ebl_stream.transport.documents as documents
 import pickle, sys
 class Trap:
     def __reduce__(self):
@@ -234,7 +234,7 @@ def test_a_patched_msgpack_does_not_unpickle() -> None:
 def test_codec_and_journal_are_light() -> None:
     """They run in the RunEngine's process."""
     code = (
-        "import sys, ebl_stream.journal\n"
+        "import sys, ebl_stream.transport.journal\n"
         "print(sorted({'h5py', 'tiled', 'numba', 'torch', 'zarr', 'event_model'}"
         " & set(sys.modules)))"
     )
@@ -324,8 +324,8 @@ def test_a_full_disk_leaves_whole_records(journal: Path, tmp_path: Path) -> None
     code = f"""
 import resource, signal
 from pathlib import Path
-from ebl_stream.documents import pack
-from ebl_stream.journal import JournalWriter
+from ebl_stream.transport.documents import pack
+from ebl_stream.transport.journal import JournalWriter
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 writer = JournalWriter(Path({str(tmp_path / "full.ebldocs")!r}))

@@ -27,12 +27,12 @@ from ebl_stream.callbacks import (
     LiveReconstruction,
 )
 from ebl_stream.callbacks.live import ServiceKeeper
-from ebl_stream.discovery import ServicePlace
-from ebl_stream.documents import unpack
 from ebl_stream.errors import InputError
-from ebl_stream.journal import read_journal
-from ebl_stream.link import Link
+from ebl_stream.service.discovery import ServicePlace
 from ebl_stream.sources.zmq import DoorSource
+from ebl_stream.transport.documents import unpack
+from ebl_stream.transport.journal import read_journal
+from ebl_stream.transport.link import Link
 
 TIMEOUT_S = 120.0  # a service may have to compile first
 HEAVY = ("torch", "numba", "h5py", "tiled", "zarr", "scipy", "bluesky", "pydantic")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from reference import circle
 
-from ebl_stream.accumulate import Accumulator
-from ebl_stream.quality import frc, resolution_px
+from ebl_stream.numerics.accumulate import Accumulator
+from ebl_stream.numerics.quality import frc, resolution_px
+from ebl_stream.numerics.weights import HalfSplit, alternate, angular_weights
 from ebl_stream.simulation.phantom import Foam
-from ebl_stream.weights import HalfSplit, alternate, angular_weights
 
 N = 128
 GOLDEN = np.pi * (np.sqrt(5) - 1) / 2

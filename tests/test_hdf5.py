@@ -10,14 +10,14 @@ import pytest
 
 from ebl_stream.errors import InputError
 from ebl_stream.frames import FrameRef
-from ebl_stream.hdf5 import (
+from ebl_stream.ingest.hdf5 import (
     MissingFileError,
     open_dataset,
     open_hdf5,
     read_frame,
     resolve_uri,
 )
-from ebl_stream.truncated import Reach, is_truncated
+from ebl_stream.ingest.truncated import Reach, is_truncated
 
 IMAGES = np.arange(20 * 16 * 24, dtype=np.uint16).reshape(20, 16, 24)
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebl_stream.ledger import Ledger, ranges
+from ebl_stream.engine.ledger import Ledger, ranges
 
 
 def total(report):

@@ -9,7 +9,7 @@ import zarr
 from reference import band_limited_fbp, nrmse
 
 from ebl_stream import profile as profiles
-from ebl_stream.cli import PLAIN
+from ebl_stream.cli.commands import PLAIN
 from ebl_stream.reconstruction import Reconstruction
 from ebl_stream.sources import open_source
 

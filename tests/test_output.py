@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import zarr
 
-from ebl_stream.output import ArraySpec, RunOutput, chunk_shape
-from ebl_stream.record import Slab, plain, read_record
+from ebl_stream.publish.output import ArraySpec, RunOutput, chunk_shape
+from ebl_stream.publish.record import Slab, plain, read_record
 
 RECON = ArraySpec("recon", (40, 48, 48), "float32", "1/px")
 LABELS = ArraySpec("labels", (40, 48, 48), "uint8", "")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ebl_stream.quality import (
+from ebl_stream.numerics.quality import (
     frc,
     quality_row,
     resolution_px,

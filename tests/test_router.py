@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebl_stream.router import RunSorter
+from ebl_stream.ingest.router import RunSorter
 
 KEYS = {"x": {"dtype": "number", "shape": [], "source": "test"}}
 STREAMED = {"dtype": "array", "shape": [4, 4], "source": "t", "external": "STREAM:"}

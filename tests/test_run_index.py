@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ebl_stream import documents
-from ebl_stream.run_index import RunIndex
+from ebl_stream.service.run_index import RunIndex
+from ebl_stream.transport import documents
 
 
 def test_a_run_is_found_by_any_document() -> None:

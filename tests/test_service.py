@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 from ebl_stream import profile
-from ebl_stream.discovery import ServicePlace, service_key
-from ebl_stream.documents import pack
 from ebl_stream.errors import InputError
-from ebl_stream.journal import read_journal
-from ebl_stream.link import Link
-from ebl_stream.service import Service, serve
-from ebl_stream.service_journal import ServiceJournal
-from ebl_stream.service_worker import Worker
+from ebl_stream.service.discovery import ServicePlace, service_key
+from ebl_stream.service.journal import ServiceJournal
+from ebl_stream.service.service import Service, serve
+from ebl_stream.service.worker import Worker
 from ebl_stream.sources.zmq import DoorSource
+from ebl_stream.transport.documents import pack
+from ebl_stream.transport.journal import read_journal
+from ebl_stream.transport.link import Link
 
 TIMEOUT_S = 30.0
 
@@ -281,7 +281,7 @@ def test_runs_of_a_crash_are_gone_on_with_but_not_for_ever(tmp_path: Path) -> No
 SERVICE = """
 import sys, time
 from pathlib import Path
-from ebl_stream.service import Service
+from ebl_stream.service.service import Service
 from ebl_stream.sources.zmq import DoorSource
 
 sys.path.insert(0, sys.argv[1])
@@ -341,7 +341,7 @@ SERVE = """
 import sys
 from pathlib import Path
 from ebl_stream.profile import load
-from ebl_stream.service import serve
+from ebl_stream.service.service import serve
 
 ready = lambda address: print(address, flush=True)
 out = Path(sys.argv[1])

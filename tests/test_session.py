@@ -10,11 +10,11 @@ import zarr
 from reference import nrmse, nufft_fbp
 
 from ebl_stream import profile as profiles
+from ebl_stream.engine.rooms import Rooms
+from ebl_stream.engine.session import Session
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Announced, Closed, Frame, Kind, Rejected, Repeated, Scan
-from ebl_stream.output import RunOutput
-from ebl_stream.rooms import Rooms
-from ebl_stream.session import Session
+from ebl_stream.publish.output import RunOutput
 from ebl_stream.simulation.phantom import Foam
 from ebl_stream.stages.reconstruct import Fourier
 

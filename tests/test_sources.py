@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from event_model import DocumentNames, schema_validators
 
-from ebl_stream.documents import pack, unpack
 from ebl_stream.errors import InputError
-from ebl_stream.hdf5 import open_dataset, open_hdf5, resolve_uri
-from ebl_stream.journal import JournalWriter
+from ebl_stream.ingest.hdf5 import open_dataset, open_hdf5, resolve_uri
 from ebl_stream.profile import Profile, load
 from ebl_stream.sources import open_source
 from ebl_stream.sources.files import FileSource
+from ebl_stream.transport.documents import pack, unpack
+from ebl_stream.transport.journal import JournalWriter
 
 N, ROWS, COLUMNS = 70, 3, 8
 Document = tuple[str, dict[str, Any]]

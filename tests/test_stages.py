@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from ebl_stream.errors import InputError
+from ebl_stream.numerics.quality import inside_circle
+from ebl_stream.numerics.weights import alternate, angular_weights
 from ebl_stream.profile import ROOMS
 from ebl_stream.simulation.phantom import Foam, golden_angles
 from ebl_stream.stages import (
@@ -19,7 +21,6 @@ from ebl_stream.stages import (
     build,
     build_preprocess,
     describe,
-    inside_circle,
 )
 from ebl_stream.stages.denoise import Gaussian, Wiener
 from ebl_stream.stages.preprocess import (
@@ -32,7 +33,6 @@ from ebl_stream.stages.preprocess import (
 from ebl_stream.stages.quantify import PhaseFractions
 from ebl_stream.stages.reconstruct import Fourier
 from ebl_stream.stages.segment import MultiOtsu
-from ebl_stream.weights import alternate, angular_weights
 
 REGISTERED = [(room, name) for room in ROOMS for name in available(room)]
 CENTER = 64.2

@@ -15,10 +15,10 @@ import zarr
 from tiled.client import from_uri
 from tiled.queries import Key
 
-from ebl_stream.output import ArraySpec, RunOutput
-from ebl_stream.record import read_record
-from ebl_stream.tiled_link import TiledLink
-from ebl_stream.tiled_server import TiledServer
+from ebl_stream.publish.output import ArraySpec, RunOutput
+from ebl_stream.publish.record import read_record
+from ebl_stream.publish.tiled_link import TiledLink
+from ebl_stream.publish.tiled_server import TiledServer
 
 SHAPE = (40, 32, 32)
 RECON = ArraySpec("recon", SHAPE, "float32", "1/px")
@@ -245,7 +245,7 @@ def test_wrong_key_is_said_once_with_what_to_do(server, caplog):
         for version in (1, 2, 3):
             look(out, version)
             assert not other.wait_until_caught_up(0.4)
-    warnings = [r for r in caplog.records if r.name == "ebl_stream.tiled_link"]
+    warnings = [r for r in caplog.records if r.name == "ebl_stream.publish.tiled_link"]
     assert len(warnings) == 1
     assert "TILED_API_KEY" in warnings[0].getMessage()
     assert "wrong" not in warnings[0].getMessage()

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from ebl_stream.errors import InputError
-from ebl_stream.tiled_api import Address
-from ebl_stream.tiled_link import TiledLink
-from ebl_stream.tiled_server import TiledServer
+from ebl_stream.publish.tiled_api import Address
+from ebl_stream.publish.tiled_link import TiledLink
+from ebl_stream.publish.tiled_server import TiledServer
 
 PATIENCE_S = 60
 
 PARENT = """
 import sys, time
 from pathlib import Path
-from ebl_stream.tiled_server import TiledServer
+from ebl_stream.publish.tiled_server import TiledServer
 server = TiledServer(Path(sys.argv[1]))
 server.start()
 while server.pid is None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import voronoi_weights
 
-from ebl_stream.weights import HalfSplit, alternate, angular_weights
+from ebl_stream.numerics.weights import HalfSplit, alternate, angular_weights
 
 GOLDEN = np.pi * (np.sqrt(5) - 1) / 2
 

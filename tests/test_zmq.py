@@ -18,13 +18,13 @@ import pytest
 import zmq
 from bad_network import BadNetwork
 
-from ebl_stream import wire
-from ebl_stream.documents import unpack
 from ebl_stream.errors import InputError
-from ebl_stream.link import Link
 from ebl_stream.sources.listener import Listener
 from ebl_stream.sources.proxy import ProxySource
 from ebl_stream.sources.zmq import DoorSource, open_listener
+from ebl_stream.transport import wire
+from ebl_stream.transport.documents import unpack
+from ebl_stream.transport.link import Link
 
 TIMEOUT_S = 30.0
 

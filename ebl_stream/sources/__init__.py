@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ebl_stream.errors import InputError
-from ebl_stream.journal import is_journal
 from ebl_stream.profile import Profile
+from ebl_stream.transport.journal import is_journal
 
 
 class Source(Protocol):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Kind
-from ebl_stream.hdf5 import open_hdf5
+from ebl_stream.ingest.hdf5 import open_hdf5
 from ebl_stream.profile import Keys, Profile, load, shipped
 from ebl_stream.sources.checks import ScanFile, Stack, check_scan
 from ebl_stream.sources.layouts import Container, find_layout

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from ebl_stream.errors import InputError
-from ebl_stream.hdf5 import open_dataset
+from ebl_stream.ingest.hdf5 import open_dataset
 from ebl_stream.profile import Datasets, Profile, load
 
 logger = logging.getLogger(__name__)

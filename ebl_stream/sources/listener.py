@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from typing import Any, Protocol
 
-from ebl_stream.documents import DocumentError
+from ebl_stream.transport.documents import DocumentError
 
 logger = logging.getLogger(__name__)
 

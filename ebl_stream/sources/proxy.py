@@ -7,13 +7,13 @@ from typing import Any
 
 import zmq
 
-from ebl_stream import wire
 from ebl_stream.sources.listener import (
     COMMIT_EVERY_S,
     IDLE_POLL_MS,
     Sink,
     SocketListener,
 )
+from ebl_stream.transport import wire
 
 
 class ProxySource(SocketListener):

@@ -11,10 +11,10 @@ from typing import Any
 import h5py
 
 from ebl_stream.errors import InputError
-from ebl_stream.hdf5 import resolve_uri
-from ebl_stream.journal import read_journal
+from ebl_stream.ingest.hdf5 import resolve_uri
 from ebl_stream.profile import Profile, load
 from ebl_stream.sources.pace import Pace
+from ebl_stream.transport.journal import read_journal
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Documents from our doors over 0MQ, each door's in order, acknowledged.
 
-`DoorSource` binds and takes documents from `ebl_stream.link`, one at a time and in
-order per door, and acknowledges what its sink has put on disk.
+`DoorSource` binds and takes documents from `ebl_stream.transport.link`, one at a
+time and in order per door, and acknowledges what its sink has put on disk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import zmq
 
-from ebl_stream import wire
 from ebl_stream.errors import InputError
 from ebl_stream.sources.listener import (
     COMMIT_EVERY_S,
@@ -25,6 +24,7 @@ from ebl_stream.sources.listener import (
     SocketListener,
 )
 from ebl_stream.sources.proxy import ProxySource
+from ebl_stream.transport import wire
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +143,7 @@ class DoorSource(SocketListener):
                 f"cannot listen on {address}: {os.strerror(error.errno or 0)}"
             ) from None
         bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        loopback = bound.startswith(("ipc://", "tcp://127.", "tcp://[::1]"))
-        if not loopback:
+        if not wire.is_local(bound):
             logger.warning(
                 "%s can be reached from other machines: anyone there may send "
                 "documents",

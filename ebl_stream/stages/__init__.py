@@ -196,26 +196,6 @@ def describe(stage: Any) -> dict[str, dict[str, Any]]:
     return {_name(stage): settings}
 
 
-def inside_circle(shape: Sequence[int], fraction: float = 1.0) -> NDArray[np.bool_]:
-    """Return which pixels of a slice lie inside the reconstructed circle.
-
-    Parameters
-    ----------
-    shape : sequence of int
-        ``(..., y, x)``; only the last two count.
-    fraction : float
-        Radius over the radius of the inscribed circle.
-
-    Returns
-    -------
-    ndarray of bool, (y, x)
-    """
-    n_y, n_x = shape[-2:]
-    y = np.arange(n_y)[:, None] - (n_y - 1) / 2
-    x = np.arange(n_x)[None, :] - (n_x - 1) / 2
-    return y**2 + x**2 <= (fraction * min(n_y, n_x) / 2) ** 2
-
-
 def _parse(room: str, entry: StageEntry) -> tuple[str, dict[str, Any]]:
     if isinstance(entry, str):
         return entry, {}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from ebl_stream.quality import rings, soft_circle
+from ebl_stream.numerics.quality import rings, soft_circle
 
 RING_SMOOTHING = 5
 """Rings over which powers are averaged; single rings near zero hold few values."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ebl_stream.stages import inside_circle
+from ebl_stream.numerics.quality import inside_circle
 
 
 @dataclass(frozen=True)

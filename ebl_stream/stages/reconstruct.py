@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ebl_stream.accumulate import Accumulator, Window
-from ebl_stream.weights import alternate, angular_weights
+from ebl_stream.numerics.accumulate import Accumulator, Window
+from ebl_stream.numerics.weights import alternate, angular_weights
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_multiotsu
 
-from ebl_stream.stages import inside_circle
+from ebl_stream.numerics.quality import inside_circle
 
 BINS = 256
 

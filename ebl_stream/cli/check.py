@@ -1,0 +1,268 @@
+"""Say before a scan whether anything would stop it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ebl_stream.engine.rooms import Rooms
+from ebl_stream.errors import InputError
+from ebl_stream.numerics import accumulate
+from ebl_stream.profile import Profile
+from ebl_stream.publish.tiled_server import TiledServer
+
+GRID_BYTES = 12.5
+"""Both halves' grids at oversampling 1.25: bytes per slice and pixel."""
+LOOK_BYTES = 8
+"""A + B and A - B of a refresh: bytes per slice and pixel."""
+
+Verdict = Literal["ok", "note", "stop"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The scan to plan for."""
+
+    angles: int
+    rows: int
+    columns: int
+    source: Literal["given", "demo", "assumed"]
+    """An assumed size cannot stop a scan, so it only makes notes."""
+
+    @property
+    def too_small(self) -> Verdict:
+        """Verdict where the machine has no room for this size."""
+        return "note" if self.source == "assumed" else "stop"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    verdict: Verdict
+    words: str
+
+
+def parse_shape(text: str | None, profile_name: str) -> Size:
+    """Read ``ANGLES,ROWS,COLUMNS``.
+
+    Raises
+    ------
+    InputError
+        Not three positive numbers.
+    """
+    if text is None:
+        if profile_name == "demo":
+            return Size(400, 128, 256, "demo")
+        return Size(2048, 2048, 2048, "assumed")
+    if not re.fullmatch(r"[1-9]\d{0,6}(,[1-9]\d{0,6}){2}", text):
+        raise InputError(
+            f"--shape {text!r}: expected ANGLES,ROWS,COLUMNS such as 1500,2048,2448"
+        )
+    angles, rows, columns = (int(part) for part in text.split(","))
+    return Size(angles, rows, columns, "given")
+
+
+def run_checks(profile: Profile, size: Size, out: Path, tiled: str) -> list[Finding]:
+    """Look at everything that a scan with this profile needs; writes nothing.
+
+    Parameters
+    ----------
+    profile : Profile
+    size : Size
+    out : Path
+        Folder of the results; need not exist.
+    tiled : str
+        ``embedded``, ``none``, or the address of a server.
+    """
+    return [
+        *_check_stages(profile),
+        _check_folder(out),
+        _check_disk(profile, size, out),
+        *_check_memory(profile, size),
+        _check_tiled(tiled, os.environ.get(profile.publish.api_key_env)),
+        *_check_devices(),
+        _check_cache(),
+    ]
+
+
+def show(profile_name: str, size: Size, findings: list[Finding]) -> None:
+    """Print the findings as a table on stdout."""
+    console = Console(markup=False, highlight=False)
+    said = {"given": "as given", "demo": "the demo's", "assumed": "assumed, --shape"}
+    console.print(
+        f"profile {profile_name}; scan of {size.angles} angles, {size.rows} rows, "
+        f"{size.columns} columns ({said[size.source]})"
+    )
+    style = {"ok": "green", "note": "yellow", "stop": "bold red"}
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for finding in findings:
+        verdict = Text(finding.verdict, style=style[finding.verdict])
+        table.add_row(verdict, Text(finding.what), Text(finding.words))
+    console.print(table)
+
+
+def free_memory() -> int | None:
+    """Return bytes that a new process may use; None where nobody says."""
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+        free = int(re.findall(r"MemAvailable:\s+(\d+) kB", meminfo)[0]) * 1024
+    except (OSError, IndexError):
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+def _check_stages(profile: Profile) -> Iterator[Finding]:
+    try:
+        rooms = Rooms.furnish(profile).as_dict()
+    except InputError as error:
+        yield Finding("stages", "stop", str(error))
+        return
+    chain = ", ".join(name for stage in rooms["preprocess"] for name in stage)
+    yield Finding("preprocess", "ok", chain or "nothing")
+    for room in ("center", "reconstruct", "denoise", "segment", "quantify"):
+        yield Finding(room, "ok", ", ".join(rooms.get(room) or ["nothing"]))
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _check_folder(out: Path) -> Finding:
+    folder = _existing(out)
+    if not folder.is_dir():
+        return Finding("output folder", "stop", f"{folder} is a file, not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return Finding("output folder", "stop", f"{folder}: {error.strerror}")
+    new = "" if folder == out.absolute() else " (will be made)"
+    return Finding("output folder", "ok", f"{out.absolute()}{new}")
+
+
+def _check_disk(profile: Profile, size: Size, out: Path) -> Finding:
+    voxels = size.rows * size.columns**2
+    per_voxel = 4 + 4 * bool(profile.denoise) + bool(profile.segment)
+    free = shutil.disk_usage(_existing(out)).free
+    words = f"{_bytes(voxels * per_voxel)} of results at most, {_bytes(free)} free"
+    fits = voxels * per_voxel < free
+    return Finding("disk", "ok" if fits else size.too_small, words)
+
+
+def _check_memory(profile: Profile, size: Size) -> Iterator[Finding]:
+    free = free_memory()
+    pixels = size.columns**2
+    ring = min(profile.window.max_bytes, 2 * size.angles * size.rows * size.columns)
+    grids = round(GRID_BYTES * pixels * size.rows)
+    look = LOOK_BYTES * pixels * size.rows
+    need = ring + grids + look
+    words = f"both halves of every slab {_bytes(grids)}, a refresh {_bytes(look)}"
+    if free is None:
+        yield Finding("memory", "note", f"{words}; free memory is not known here")
+    elif need <= free:
+        yield Finding("memory", "ok", f"{words}; {_bytes(free)} free")
+    else:
+        most = max(0, int((free - ring) / (GRID_BYTES + LOOK_BYTES) / pixels))
+        yield Finding(
+            "memory",
+            size.too_small,
+            f"{words}; only {_bytes(free)} free: about {most} rows fit at a time "
+            f"(--rows, and a second pass for the others)",
+        )
+    stack = 2 * size.angles * size.rows * size.columns
+    rest = "" if stack <= ring else "; the rest is read again from the detector's file"
+    yield Finding(
+        "ring", "ok", f"{_bytes(ring)} of {_bytes(stack)} raw frames (uint16){rest}"
+    )
+
+
+def _check_tiled(tiled: str, api_key: str | None) -> Finding:
+    if tiled == "none":
+        return Finding("Tiled", "ok", "not asked for")
+    if tiled == "embedded":
+        return _check_embedded()
+    headers = {"Authorization": f"Apikey {api_key}"} if api_key else {}
+    safe = "; results stay safe on disk until it is back"
+    try:
+        address = tiled.rstrip("/").removesuffix("/api/v1")
+        reply = httpx.get(f"{address}/api/v1/", headers=headers, timeout=5)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return Finding("Tiled", "note", f"{tiled} does not answer ({error}){safe}")
+    if reply.status_code != 200:
+        return Finding("Tiled", "note", f"{tiled}: HTTP {reply.status_code}{safe}")
+    keyless = "" if api_key else " (no API key is set: it may refuse to be written to)"
+    return Finding("Tiled", "note" if keyless else "ok", f"{tiled} answers{keyless}")
+
+
+def _check_embedded() -> Finding:
+    with tempfile.TemporaryDirectory(prefix="ebl_stream-") as folder:
+        server = TiledServer(Path(folder))
+        server.start()
+        try:
+            if server.api_key is not None and server.wait_ready(30):
+                return Finding("Tiled", "ok", "the embedded server starts")
+        finally:
+            server.stop()
+    return Finding("Tiled", "note", "the embedded server does not start")
+
+
+def _check_devices() -> Iterator[Finding]:
+    yield Finding("CPU", "ok", f"{len(os.sched_getaffinity(0))} cores")
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        gpus = "none found; the reconstruction runs on the CPU"
+    else:
+        found = [line.split(" (UUID")[0] for line in listed.stdout.splitlines()]
+        gpus = f"{', '.join(found)}; not used yet, the reconstruction runs on the CPU"
+    yield Finding("GPU", "ok", gpus)
+    if importlib.util.find_spec("torch") is not None:
+        yield Finding("PyTorch", "ok", version("torch"))
+
+
+def _check_cache() -> Finding:
+    """Compiled kernels go next to the module, or where NUMBA_CACHE_DIR points."""
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    beside = Path(accumulate.__file__).parent
+    for folder in [Path(given)] if given else [beside, Path.home()]:
+        if os.access(_existing(folder), os.W_OK):
+            return Finding("kernel cache", "ok", str(folder))
+    return Finding(
+        "kernel cache",
+        "note",
+        "not writable: every start compiles anew; set NUMBA_CACHE_DIR",
+    )
+
+
+def _bytes(n: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"

@@ -1,0 +1,1 @@
+"""One run: window, ledger, rooms, and the versions of its volume."""

@@ -1,0 +1,122 @@
+"""The five rooms of a profile, furnished: the order is physics, the stages choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebl_stream.errors import InputError
+from ebl_stream.frames import Image
+from ebl_stream.numerics.quality import quality_row
+from ebl_stream.profile import Profile
+from ebl_stream.stages import References, build, build_preprocess, describe
+from ebl_stream.stages.preprocess import repair
+from ebl_stream.stages.reconstruct import Fourier
+
+WARM_UP_ANGLES = 32
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """The stages that a profile asks for."""
+
+    preprocess: tuple[Any, ...]
+    """Stages that look at one projection at a time, in order."""
+    rings: Any | None
+    """The stage that takes away what every angle sees alike, by linearity."""
+    center: Any
+    reconstruct: Fourier
+    denoise: Any | None
+    segment: Any | None
+    quantify: Any | None
+
+    @classmethod
+    def furnish(cls, profile: Profile) -> Rooms:
+        """Build the stages of a profile.
+
+        Raises
+        ------
+        InputError
+            A stage or a setting is unknown, or cannot stand in the live path.
+        """
+        stages = build_preprocess(profile.preprocess)
+        rings = [stage for stage in stages if hasattr(stage, "profile")]
+        per_frame = [stage for stage in stages if not hasattr(stage, "profile")]
+        for stage in per_frame:
+            if not stage.per_frame:
+                raise InputError(
+                    f"preprocess stage {stage!r} needs all angles at once; "
+                    "the live path takes stages that work projection by projection"
+                )
+        if len(rings) > 1:
+            raise InputError("preprocess: there can be one ring removal, not more")
+
+        def optional(room: str) -> Any | None:
+            entry = getattr(profile, room)
+            return None if entry in (None, "none") else build(room, entry)
+
+        return cls(
+            preprocess=tuple(per_frame),
+            rings=rings[0] if rings else None,
+            center=build("center", profile.center),
+            reconstruct=build("reconstruct", profile.reconstruct),
+            denoise=optional("denoise"),
+            segment=optional("segment"),
+            quantify=optional("quantify"),
+        )
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether a stage divides by flats."""
+        return any(stage.needs_references for stage in self.preprocess)
+
+    def line_integrals(
+        self, images: list[Image], references: References | None
+    ) -> NDArray[np.float32]:
+        """Return line integrals ``[angle, row, column]`` of raw frames.
+
+        Pixels that are not finite, or that see no beam, are filled from their
+        neighbors in the image as soon as that makes sense: after the flat field.
+        """
+        values = np.stack(images).astype(np.float32)
+        for stage in self.preprocess:
+            if stage.takes != "raw":
+                repair(values)
+            values = stage(values, references)
+        repair(values)
+        return values
+
+    def warm_up(self) -> None:
+        """Use every stage once, so that the first projections of a scan wait for none.
+
+        Kernels are compiled or loaded, and libraries imported, now.
+        """
+        theta = np.arange(WARM_UP_ANGLES) * np.pi / WARM_UP_ANGLES
+        shape = (WARM_UP_ANGLES, 4, 64)
+        counts = np.random.default_rng(0).poisson(1000, shape).astype(np.uint16)
+        flat = np.full(shape[1:], 1000, np.float32)
+        references = References(flat, np.zeros_like(flat), "measured")
+        values = self.line_integrals(list(counts), references)
+        self.center(values, theta)
+        volume = self.reconstruct(values, theta, (shape[2] - 1) / 2)
+        clean = self.denoise(volume, volume[::-1]) if self.denoise else volume
+        quality_row(0, 0, 4, volume, clean, version=1, n_used=1, coverage=1.0)
+        if self.rings is not None:
+            self.rings.profile(values.mean(0))
+        if self.segment is not None:
+            labels = self.segment(volume, clean)
+            if self.quantify is not None:
+                self.quantify(volume, labels)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every stage with its settings, for provenance."""
+        one = {
+            name: describe(stage)
+            for name, stage in vars(self).items()
+            if name not in ("preprocess", "rings") and stage is not None
+        }
+        chain = [*self.preprocess, *([self.rings] if self.rings else [])]
+        return {"preprocess": [describe(stage) for stage in chain], **one}

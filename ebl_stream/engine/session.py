@@ -1,0 +1,388 @@
+"""One run, from its first frame to its last look.
+
+No threads, no documents: the assembler hands in items, the output takes slabs.
+Whatever can change a number is counted in projections, never in seconds, so that a
+replay repeats the live run.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ebl_stream.engine.grids import Grids
+from ebl_stream.engine.ledger import Ledgers
+from ebl_stream.engine.projections import BLOCK, ProjectionSum
+from ebl_stream.engine.references import ReferenceFrames
+from ebl_stream.engine.rooms import Rooms
+from ebl_stream.engine.rotation_center import CenterFinder
+from ebl_stream.engine.views import Views
+from ebl_stream.engine.window import Window
+from ebl_stream.errors import InputError
+from ebl_stream.frames import (
+    Closed,
+    Frame,
+    Item,
+    Kind,
+    Reason,
+    Scan,
+)
+from ebl_stream.profile import Profile
+from ebl_stream.publish.output import RunOutput
+from ebl_stream.result import Progress, Result
+
+log = logging.getLogger(__name__)
+
+ASSUME_AIR_AFTER = 0.1
+"""Share of the promised projections that wait for flats before air is assumed."""
+
+
+class Session:
+    """Turn the frames of one run into versions of its volume.
+
+    Parameters
+    ----------
+    scan : Scan
+    profile : Profile
+    rooms : Rooms
+        The profile's stages.
+    output : RunOutput
+        Where slabs go; nothing is created before the first version.
+    previous_center : float, optional
+        px; what the last scan of this profile found.
+    skip_late : bool
+        Leave out previews while they would take more than half of the time.
+    on_progress : callable, optional
+        Called with a `Progress` after every block and version.
+    """
+
+    def __init__(
+        self,
+        scan: Scan,
+        profile: Profile,
+        rooms: Rooms,
+        output: RunOutput,
+        *,
+        previous_center: float | None = None,
+        skip_late: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.scan = scan
+        self.center = CenterFinder(scan, profile, rooms.center, previous_center)
+        self._profile = profile
+        self._rooms = rooms
+        self._references = ReferenceFrames()
+        self._ledgers = Ledgers(shared_index=profile.keys.image_key is not None)
+        self._ledgers[Kind.PROJECTION].promise(scan.n_projections)
+        self._window = Window(profile.window.max_bytes)
+        self._sum: ProjectionSum | None = None
+        self._views = Views(scan, profile, rooms, output, skip_late=skip_late)
+        self._shape: tuple[int, int] | None = None
+        self._dtype: np.dtype[Any] | None = None
+        self._since_settle = 0
+        self._first: float | None = None
+        self._last: float | None = None
+        self._begun = time.monotonic()
+        self._next_look = 0
+        self.n_repaired = 0
+        self._on_progress = on_progress
+
+    # ------------------------------------------------------------------ items in
+
+    def take(self, item: Item) -> Result | None:
+        """Take one item; the last one, `Closed`, gives the result.
+
+        Raises
+        ------
+        InputError
+            The run cannot be reconstructed (flats of another shape, no usable
+            projection, ...).
+        """
+        match item:
+            case Frame():
+                self._frame(item)
+            case Closed():
+                return self._close(item)
+            case _:
+                self._ledgers.note(item)
+        return None
+
+    def _frame(self, frame: Frame) -> None:
+        if frame.kind in (Kind.FLAT, Kind.DARK):
+            self._reference(frame)
+            return
+        self._last = time.monotonic()
+        self._first = self._first or self._last
+        reason = self._unusable(frame)
+        if reason is not None:
+            self._ledgers[frame.kind].reject(frame.index, reason)
+            return
+        self._ledgers[Kind.PROJECTION].accept(frame.index)
+        self._projection(frame)
+
+    def _reference(self, frame: Frame) -> None:
+        if not np.isfinite(frame.image).any():
+            self._ledgers[frame.kind].reject(frame.index, "non_finite")
+            return
+        self._references.add(frame.kind, frame.index, frame.image)
+
+    def _unusable(self, frame: Frame) -> Reason | None:
+        """Say why a projection cannot be used, if so."""
+        image = frame.image
+        if self._shape is None:
+            self._shape, self._dtype = image.shape, image.dtype
+        if image.shape != self._shape or image.dtype != self._dtype:
+            return "wrong_shape"
+        if not np.isfinite(frame.theta):
+            return "no_angle"
+        if image.dtype.kind == "f":
+            n_bad = image.size - np.count_nonzero(np.isfinite(image))
+            if n_bad > image.size / 2:
+                return "non_finite"
+            self.n_repaired += n_bad
+        return None if image.any() else "blank"
+
+    def _projection(self, frame: Frame) -> None:
+        projections = self._projections()
+        projections.put(frame)
+        self._since_settle += 1
+        n = len(self._window)
+        if self._since_settle < BLOCK and n < self._next_look:
+            return
+        if not self._ready(n):
+            return
+        projections.settle()
+        self._since_settle = 0
+        if n >= self._next_look:
+            self._look()
+        self._tell("running")
+
+    # --------------------------------------------------------------- the grids
+
+    def _projections(self) -> ProjectionSum:
+        """Return the sum of this run, made when the frames' shape is known."""
+        if self._sum is None:
+            assert self._shape is not None  # noqa: S101  (set by the first frame)
+            shape = self._shape
+            self.center.begin(shape[1])
+            slab_rows = self._profile.refresh.slab_rows
+            grids = Grids(
+                self._rooms.reconstruct, shape, slab_rows, self.center.position
+            )
+            self._sum = ProjectionSum(self._rooms, self._window, grids)
+            self._next_look = self._step(0)
+        return self._sum
+
+    def _step(self, n: int) -> int:
+        """Return at how many projections the next version is due."""
+        every = self._profile.refresh.every
+        promised = self._ledgers[Kind.PROJECTION].n_promised
+        if promised:
+            step = max(1, round(every * promised))
+            # The last one is made when the run closes, with everything it needs.
+            return n + step if n + 1.5 * step <= promised else sys.maxsize
+        return max(n + BLOCK, round(n * (1 + 2 * every)))
+
+    def _ready(self, n: int) -> bool:
+        """Whether flats are known, or air has been assumed in their place."""
+        projections = self._projections()
+        if projections.references is not None or not self._rooms.needs_references:
+            return True
+        assert self._shape is not None  # noqa: S101
+        projections.references = self._references.measured(self._shape)
+        if projections.references is None:
+            promised = self._ledgers[Kind.PROJECTION].n_promised
+            if n < max(BLOCK, ASSUME_AIR_AFTER * promised):
+                return False
+            self._assume_air()
+        return True
+
+    def _assume_air(self) -> None:
+        projections = self._projections()
+        held = [self._window.image(k) for k, _ in list(self._window.items())[:BLOCK]]
+        projections.references = self._references.assumed(held)
+        log.warning(
+            "run %s: no flats; air level %.4g assumed from the projections",
+            self.scan.run_uid,
+            projections.references.flat[0, 0],
+        )
+
+    # ---------------------------------------------------------------- versions
+
+    def _look(self) -> None:
+        n = len(self._window)
+        self._next_look = self._step(n)
+        if self._views.skip():
+            return
+        if not self.center.settled:
+            self._find_center()
+        self._remove_rings()
+        self._publish(final=False)
+
+    def _find_center(self) -> bool:
+        """Ask the finder; move the grids when the answer is another center."""
+        projections = self._projections()
+        if not self.center.find(*projections.center_rows()):
+            return False
+        projections.reset(self.center.position)
+        projections.settle()
+        return True
+
+    def _remove_rings(self) -> None:
+        rings = self._rooms.rings
+        if rings is not None and self._coverage() >= rings.min_coverage:
+            self._projections().remove_rings()
+
+    def _coverage(self) -> float:
+        owed = self._ledgers[Kind.PROJECTION].n_owed
+        return len(self._window) / owed if owed else 0.0
+
+    def _publish(self, final: bool) -> None:
+        projections = self._projections()
+        self._views.publish(
+            projections.grids,
+            n_used=len(self._window),
+            coverage=self._coverage(),
+            angular_coverage=projections.angular_coverage,
+            received=(self._first, self._last),
+            provenance=self._provenance(),
+            final=final,
+        )
+
+    # ------------------------------------------------------------------ the end
+
+    def _close(self, closed: Closed) -> Result:
+        ledger = self._ledgers[Kind.PROJECTION]
+        ledger.promise(closed.n_announced_by_stop)
+        ledger.n_orphan = closed.n_orphan
+        self._ledgers.close()
+        if not len(self._window):
+            raise InputError(self._nothing_usable())
+        self._last_look()
+        state = "complete" if self._is_whole(closed) else "partial"
+        provenance = self._provenance() | {
+            "exit_status": closed.exit_status,
+            "reason": closed.reason,
+            "latency_s": self._views.latency,
+            "angles": self._angles(),
+        }
+        self._views.output.finish(state, provenance)
+        self._tell(state)
+        return self._result(state, closed.reason)
+
+    def _last_look(self) -> None:
+        """Make the final volume: late flats, best center, balanced halves."""
+        projections = self._projections()
+        assert self._shape is not None  # noqa: S101
+        measured = self._references.measured(self._shape)
+        if measured is not None and not _same(measured, projections.references):
+            projections.reset(self.center.position, measured)
+        elif not self._ready(len(self._window)):
+            self._assume_air()
+        projections.balance_halves()
+        projections.settle()
+        if self.center.may_be_measured:
+            self._find_center()
+        self._remove_rings()
+        self._publish(final=True)
+
+    def _is_whole(self, closed: Closed) -> bool:
+        report = self.ledger()
+        lost = ("missing", "rejected", "dropped", "in_flight", "residue")
+        return closed.exit_status == "success" and not any(report[k] for k in lost)
+
+    def _nothing_usable(self) -> str:
+        report = self.ledger()
+        reasons = ", ".join(f"{n} {why}" for why, n in report["rejected_by"].items())
+        return (
+            f"run {self.scan.run_uid}: no projection can be used "
+            f"({report['announced']} announced; {reasons or 'none arrived'})"
+        )
+
+    # ----------------------------------------------------------- what it says
+
+    def ledger(self) -> dict[str, Any]:
+        """Return the projections' ledger as it is now."""
+        return self._ledgers[Kind.PROJECTION].report(self._window.used())
+
+    def _provenance(self) -> dict[str, Any]:
+        references = self._sum.references if self._sum else None
+        used = self._references.used
+        return {
+            "ledger": self.ledger(),
+            "references": {
+                "source": references.source if references else None,
+                "flats": self._ledgers[Kind.FLAT].report(used[Kind.FLAT]),
+                "darks": self._ledgers[Kind.DARK].report(used[Kind.DARK]),
+            },
+            "rotation_center": self.center.as_dict(),
+            "repaired_pixels": self.n_repaired,
+        }
+
+    def _angles(self) -> dict[str, Any]:
+        """Return the indices and angles in the volume."""
+        slots = sorted(self._window.items())
+        return {
+            "index": [index for index, _ in slots],
+            "theta_rad": [slot.theta for _, slot in slots],
+            "half": "".join("AB"[slot.half] for _, slot in slots),
+        }
+
+    def _tell(self, state: Any) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self.progress(state))
+
+    def progress(self, state: Any = "running", message: str = "") -> Progress:
+        """Return one look at how far the run is."""
+        owed = self._ledgers[Kind.PROJECTION].n_owed
+        received = len(self._window)
+        elapsed = (self._last or 0) - (self._first or 0)
+        rate = (received - 1) / elapsed if received > 1 and elapsed > 0 else 0.0
+        return self._views.progress(
+            run_uid=self.scan.run_uid,
+            state=state,
+            n_owed=owed,
+            n_received=received,
+            n_used=len(self._window.used()),
+            coverage=self._coverage(),
+            rotation_center=self.center.position,
+            rotation_center_source=self.center.source,
+            rate_hz=rate,
+            eta_s=(owed - received) / rate if rate else None,
+            ledger=self.ledger(),
+            message=message,
+        )
+
+    def _result(self, state: Any, message: str) -> Result:
+        result = self._views.result(
+            self.scan.run_uid, self.center, len(self._window), self.ledger(), state
+        )
+        wall = time.monotonic() - self._begun
+        return replace(result, wall_s=wall, message=message)
+
+    def fail(self, message: str) -> None:
+        """Publish that the run failed, and why."""
+        if self._views.version:
+            self._views.output.finish("failed", {"reason": message})
+        if self._on_progress is not None:
+            self._on_progress(self.progress("failed", message))
+
+    def close(self) -> None:
+        """Let go of frames, grids and threads."""
+        self._window.close()
+        if self._sum is not None:
+            self._sum.grids.close()
+
+
+def _same(a: Any, b: Any) -> bool:
+    return (
+        b is not None
+        and np.array_equal(a.flat, b.flat, equal_nan=True)
+        and np.array_equal(a.dark, b.dark, equal_nan=True)
+    )

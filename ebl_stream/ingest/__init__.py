@@ -1,0 +1,1 @@
+"""Documents in, frames out: routing, joining, and reading files with suspicion."""

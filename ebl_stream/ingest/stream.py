@@ -1,0 +1,361 @@
+"""One stream of a run: images, angles and kinds joined by event number.
+
+Everything is keyed by ``seq_num``; the place of an image in its file is only where to
+read it. After a rewind ``seq_num`` repeats while the places go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ebl_stream.errors import InputError
+from ebl_stream.frames import Announced, Frame, Item, Kind, Rejected, Repeated
+from ebl_stream.ingest.ranges import Range, RangeSet
+from ebl_stream.ingest.stored import BLOCK_BYTES, StoredImages
+
+log = logging.getLogger(__name__)
+
+Values = tuple[float, ...]
+"""What an event says: one value, or one for each of its frames."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where the images of one event are."""
+
+    stored: StoredImages | None
+    index: int = 0
+    """Event in the file."""
+    images: NDArray[Any] | None = None
+    """``(m, row, column)`` of an image that came inside its event."""
+    drawn_with: Values | None = None
+    """The angle with which it was handed on; None: not yet."""
+
+
+class FrameStream:
+    """Join what documents say about the frames of one stream.
+
+    Parameters
+    ----------
+    name : str
+        Of the stream.
+    kind : Kind
+        Of its frames, where no image key says more.
+    m : int
+        Frames per event, as far as the descriptor knows.
+    keyed : bool
+        An image key gives the kind of each frame.
+    rows : (int, int), optional
+        Stored rows to read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        m: int,
+        *,
+        keyed: bool = False,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.m = m
+        self._keyed = keyed
+        self._rows = rows
+        self._announced: dict[Kind, RangeSet] = {k: RangeSet() for k in Kind}
+        self._named = RangeSet()
+        self._angles: dict[int, Values] = {}
+        self._kinds: dict[int, tuple[Kind, ...]] = {}
+        self._places: dict[int, Place] = {}
+        self._undecided: dict[int, list[bool]] = {}
+        self._unread: dict[int, Place] = {}
+        self._shape: tuple[int, ...] | None = None
+        self._dtype: np.dtype[Any] | None = None
+
+    # -------------------------------------------------------- what was announced
+
+    def account(self, start: int, stop: int, *, duplicate: bool) -> Iterator[Item]:
+        """Announce the frames of a range of events, or note that they came again."""
+        if not self._keyed:
+            first, last = self._frames(start, stop)
+            yield from self._account(self.kind, first, last, duplicate)
+            return
+        self._named.add(start, stop)
+        undecided = [seq for seq in range(start, stop) if seq not in self._kinds]
+        for seq in undecided:
+            self._undecided.setdefault(seq, []).append(duplicate)
+        for kind, first, last in self._by_kind(range(start, stop)):
+            yield from self._account(kind, first, last, duplicate)
+
+    def _account(
+        self, kind: Kind, start: int, stop: int, duplicate: bool
+    ) -> Iterator[Item]:
+        new, known = self._announced[kind].add(start, stop)
+        for a, b in new:
+            yield Announced(kind, a, b)
+        how = "duplicate" if duplicate else "superseded"
+        for a, b in known:
+            yield Repeated(kind, a, b, how)
+
+    def _frames(self, start: int, stop: int) -> Range:
+        return (start - 1) * self.m, (stop - 1) * self.m
+
+    def _by_kind(self, seqs: Iterable[int]) -> Iterator[tuple[Kind, int, int]]:
+        """Yield ranges of frames of one kind, for the events whose kinds are known."""
+        kind, first, last = Kind.PROJECTION, 0, 0
+        for seq in seqs:
+            for frame, k in enumerate(self._kinds_of(seq) or (), (seq - 1) * self.m):
+                if k is kind and frame == last:
+                    last += 1
+                    continue
+                if last > first:
+                    yield kind, first, last
+                kind, first, last = k, frame, frame + 1
+        if last > first:
+            yield kind, first, last
+
+    def _kinds_of(self, seq: int) -> tuple[Kind, ...] | None:
+        if not self._keyed:
+            return (self.kind,) * self.m
+        kinds = self._kinds.get(seq)
+        return kinds * self.m if kinds is not None and len(kinds) == 1 else kinds
+
+    # ------------------------------------------------------------- what comes in
+
+    def set_angles(self, start: int, values: NDArray[Any]) -> list[int]:
+        """Note angles, rad ``(event, value)``; return the events now complete."""
+        for seq, row in enumerate(values.tolist(), start):
+            self._angles[seq] = tuple(row)
+        return [s for s in range(start, start + len(values)) if self._is_ready(s)]
+
+    def set_kinds(self, start: int, values: NDArray[Any]) -> Iterator[Item]:
+        """Note the kinds of frames ``(event, value)``; announce what waited for it."""
+        for seq, row in enumerate(values.tolist(), start):
+            # The first word stands: frames have been announced with it.
+            self._kinds.setdefault(seq, tuple(_kind(value) for value in row))
+        stop = start + len(values)
+        waited = [seq for seq in range(start, stop) if seq in self._undecided]
+        for kind, first, last in self._by_kind(waited):
+            yield from self._account(kind, first, last, False)
+        for seq in waited:
+            for duplicate in self._undecided.pop(seq)[1:]:
+                for kind, first, last in self._by_kind([seq]):
+                    yield from self._account(kind, first, last, duplicate)
+        yield from self.draw(seq for seq in range(start, stop) if self._is_ready(seq))
+
+    def put(self, start: int, places: Iterable[Place]) -> Iterator[Item]:
+        """Take images of consecutive events; hand on those that are complete."""
+        seqs = []
+        for seq, place in enumerate(places, start):
+            self._places[seq] = place
+            self._unread.pop(seq, None)
+            seqs.append(seq)
+        yield from self.draw(seq for seq in seqs if self._is_ready(seq))
+        yield from self._draw_again()
+
+    def _is_ready(self, seq: int) -> bool:
+        place = self._places.get(seq)
+        if place is None:
+            return False
+        kinds = self._kinds_of(seq)
+        if kinds is None:
+            return False
+        if Kind.PROJECTION not in kinds:
+            return place.drawn_with is None
+        angle = self._angles.get(seq)
+        return angle is not None and angle != place.drawn_with
+
+    # -------------------------------------------------------------- what goes on
+
+    def draw(self, seqs: Iterable[int]) -> Iterator[Item]:
+        """Read complete events and hand their frames on."""
+        for block in _blocks([(seq, self._places[seq]) for seq in seqs]):
+            yield from self._draw_block(block)
+
+    def _draw_block(self, block: list[tuple[int, Place]]) -> Iterator[Item]:
+        stored, first = block[0][1].stored, block[0][1].index
+        if stored is None:
+            for seq, place in block:
+                yield from self._event(seq, place, place.images)
+                place.images = None
+                # It is gone: another angle cannot bring it back.
+                self._places.pop(seq)
+            return
+        there = max(0, min(stored.wait(first + len(block)) - first, len(block)))
+        images = stored.read(first, first + there) if there else iter(())
+        for (seq, place), one in zip(block[:there], images, strict=True):
+            yield from self._event(seq, place, one)
+        for seq, place in block[there:]:
+            self._unread[seq] = place
+            yield from self._event(seq, place, None)
+
+    def _event(
+        self, seq: int, place: Place, images: NDArray[Any] | None
+    ) -> Iterator[Item]:
+        kinds = self._kinds_of(seq) or ()
+        angles = place.drawn_with = self._angles.get(seq, ())
+        first = (seq - 1) * self.m
+        for i, kind in enumerate(kinds):
+            theta = _one(angles, i, self.m) if kind is Kind.PROJECTION else math.nan
+            yield self._frame(first + i, kind, theta, images, place, i)
+
+    def _frame(
+        self,
+        index: int,
+        kind: Kind,
+        theta: float,
+        images: NDArray[Any] | None,
+        place: Place,
+        i: int,
+    ) -> Frame | Rejected:
+        if kind is Kind.INVALID:
+            return Rejected(kind, index, "invalid_kind")
+        if images is None:
+            return Rejected(kind, index, "unreadable")
+        if not self._fits(images):
+            return Rejected(kind, index, "wrong_shape")
+        if kind is Kind.PROJECTION and not math.isfinite(theta):
+            return Rejected(kind, index, "no_angle")
+        if place.stored is not None:
+            ref = place.stored.ref(place.index, i)
+            return Frame(index, kind, theta, images[i], ref)
+        return Frame(index, kind, theta, self._cut(images[i]))
+
+    def _fits(self, images: NDArray[Any]) -> bool:
+        """Return whether images look like the first ones of this stream."""
+        if images.ndim != 3 or images.dtype.kind not in "uif":
+            return False
+        if len(images) != self.m or not images.size:
+            return False
+        if self._shape is None:
+            self._shape, self._dtype = images.shape, images.dtype
+        return images.shape == self._shape and images.dtype == self._dtype
+
+    def _cut(self, image: NDArray[Any]) -> NDArray[Any]:
+        if self._rows is None:
+            return image
+        check_rows(self._rows, image.shape[0])
+        return image[slice(*self._rows)]
+
+    # ------------------------------------------------------------------- the end
+
+    def close(self) -> Iterator[Item]:
+        """Hand on what can still be read, and give a reason for all the rest."""
+        yield from self._draw_again()
+        yield from self.draw(seq for seq in list(self._places) if self._is_ready(seq))
+        yield from self._close_undecided()
+        for seq in sorted(self._places):
+            # An event without an angle: NaN gives it its reason, unread.
+            if self._places[seq].drawn_with is None and self._kinds_of(seq):
+                yield from self._reject(seq, "no_angle")
+        yield from self._close_imageless()
+
+    def _draw_again(self) -> Iterator[Item]:
+        """Hand on what was refused because a file was late, and is there now."""
+        late = [
+            (seq, place)
+            for seq, place in sorted(self._unread.items())
+            if place.stored is not None and place.stored.wait(0) > place.index
+        ]
+        for seq, _ in late:
+            del self._unread[seq]
+        for block in _blocks(late):
+            yield from self._draw_block(block)
+
+    def _close_undecided(self) -> Iterator[Item]:
+        """Count images whose kind never came as projections that cannot be used."""
+        for seq in sorted(self._undecided):
+            first, last = self._frames(seq, seq + 1)
+            for duplicate in self._undecided.pop(seq):
+                yield from self._account(Kind.PROJECTION, first, last, duplicate)
+            self._places.pop(seq, None)
+            for index in range(first, last):
+                yield Rejected(Kind.PROJECTION, index, "invalid_kind")
+
+    def _close_imageless(self) -> Iterator[Item]:
+        """Count angles whose image never came."""
+        if self._keyed:
+            without = [seq for seq in self._angles if seq not in self._named]
+        else:
+            announced = self._announced[self.kind]
+            without = [s for s in self._angles if (s - 1) * self.m not in announced]
+        for seq in sorted(without):
+            for kind, first, last in self._by_kind([seq]):
+                yield from self._account(kind, first, last, False)
+            yield from self._reject(seq, "no_image")
+
+    def _reject(self, seq: int, reason: Any) -> Iterator[Item]:
+        for index, kind in enumerate(self._kinds_of(seq) or (), (seq - 1) * self.m):
+            yield Rejected(kind, index, reason)
+
+    def refuse(self, start: int, stop: int) -> Iterator[Item]:
+        """Reject announced events whose file could never be opened."""
+        for seq in range(start, stop):
+            yield from self._reject(seq, "unreadable")
+
+    @property
+    def has_announced(self) -> bool:
+        """Whether frames have been counted: their number per event is settled."""
+        return any(len(r) for r in self._announced.values()) or len(self._named) > 0
+
+    @property
+    def n_other_kinds(self) -> int:
+        """Announced frames that are no projections."""
+        return sum(
+            len(ranges)
+            for kind, ranges in self._announced.items()
+            if kind is not Kind.PROJECTION
+        )
+
+
+def check_rows(rows: tuple[int, int], height: int) -> None:
+    """Refuse a range of rows that the frames do not have.
+
+    Raises
+    ------
+    InputError
+        It reaches beyond the frame.
+    """
+    if not 0 <= rows[0] < rows[1] <= height:
+        raise InputError(
+            f"rows {rows[0]}:{rows[1]} are not in the frames, which have {height} rows"
+        )
+
+
+def _kind(value: float) -> Kind:
+    return Kind(int(value)) if value in (0, 1, 2) else Kind.INVALID
+
+
+def _one(values: Values, i: int, m: int) -> float:
+    if len(values) == m:
+        return values[i]
+    return values[0] if len(values) == 1 else math.nan
+
+
+def _blocks(events: list[tuple[int, Place]]) -> Iterator[list[tuple[int, Place]]]:
+    """Group events that lie one after the other in a file, up to a block's bytes."""
+    block: list[tuple[int, Place]] = []
+    for event in events:
+        place = event[1]
+        if block and not _follows(block, place):
+            yield block
+            block = []
+        block.append(event)
+    if block:
+        yield block
+
+
+def _follows(block: list[tuple[int, Place]], place: Place) -> bool:
+    last = block[-1][1]
+    if place.stored is None or place.stored is not last.stored:
+        return False
+    fits = (len(block) + 1) * place.stored.event_bytes <= BLOCK_BYTES
+    return fits and place.index == last.index + 1

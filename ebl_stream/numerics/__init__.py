@@ -1,0 +1,1 @@
+"""The mathematics: Fourier accumulation, angular weights, split-half quality."""

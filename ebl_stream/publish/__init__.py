@@ -1,0 +1,1 @@
+"""Results: zarr on disk is the truth, Tiled is told afterwards."""

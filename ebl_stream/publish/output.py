@@ -1,0 +1,248 @@
+"""What a run leaves behind: zarr arrays and two text files in one folder.
+
+``<folder>/<processed_uid>/`` holds one zarr v3 array per result (``recon``,
+``denoised``, ``labels``), ``metadata.json`` and ``quality.jsonl``. It is the
+truth; Tiled is told of it afterwards and can be told again from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from ebl_stream.publish.record import ArraySpec, RunRecord, Slab, plain, read_record
+
+__all__ = ["ArraySpec", "Follower", "RunOutput", "RunRecord", "Slab", "read_record"]
+
+CHUNK = (16, 256, 256)
+"""Largest chunk, ``[z, y, x]``: one slice is read in tens of milliseconds."""
+
+FinalState = Literal["complete", "partial", "failed"]
+
+
+class Follower(Protocol):
+    """Whoever tells others of a run, in a thread of its own; never raises."""
+
+    def follow(self, record: RunRecord) -> None:
+        """Take up a run."""
+        ...
+
+    def changed(self) -> None:
+        """Look again: a record has changed."""
+        ...
+
+
+class RunOutput:
+    """The folder of one processed run; creates nothing before ``create``.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds one folder per run.
+    processed_uid : str
+        Names the run's folder and its place in Tiled.
+    link : Follower, optional
+        Told of every change, usually a ``TiledLink``.
+
+    Raises
+    ------
+    ValueError
+        The uid is not a plain name.
+    """
+
+    def __init__(
+        self, folder: Path, processed_uid: str, link: Follower | None = None
+    ) -> None:
+        if Path(processed_uid).name != processed_uid or processed_uid in ("", ".."):
+            raise ValueError(f"a run's uid must be a plain name: {processed_uid!r}")
+        self.folder = Path(folder).absolute() / processed_uid
+        self._link = link
+        self._record: RunRecord | None = None
+        self._arrays: dict[str, Any] = {}
+        self._slab_rows = 0
+
+    def path(self, name: str) -> Path:
+        """Return where an array lies (absolute)."""
+        return self.folder / name
+
+    @property
+    def processed_uid(self) -> str:
+        """The run's uid, which names its folder and its place in Tiled."""
+        return self.folder.name
+
+    @property
+    def record(self) -> RunRecord:
+        """What may be told of the run; RuntimeError before ``create``."""
+        if self._record is None:
+            raise RuntimeError("RunOutput.create must be called first")
+        return self._record
+
+    def create(
+        self, arrays: Sequence[ArraySpec], metadata: dict[str, Any], slab_rows: int
+    ) -> None:
+        """Allocate the arrays at full shape, filled with 0.
+
+        Parameters
+        ----------
+        arrays : sequence of ArraySpec
+            The results, ``[z, y, x]``.
+        metadata : dict
+            Sections ``start``, ``analysis``, ``progress``, ``ledger``, ...
+        slab_rows : int
+            Height of the slabs that ``write`` will get.
+
+        Raises
+        ------
+        FileExistsError
+            The run's folder exists: a result is never overwritten.
+        OSError
+            The disk does not let us; the message says where.
+        """
+        with _named(f"cannot create the result in {self.folder}"):
+            self.folder.mkdir(parents=True)
+            chunks = {spec.name: chunk_shape(spec.shape, slab_rows) for spec in arrays}
+            for spec in arrays:
+                path, chunk = self.path(spec.name), chunks[spec.name]
+                self._arrays[spec.name] = _allocate(path, spec, chunk)
+        self._slab_rows = slab_rows
+        self._record = RunRecord(self.folder, arrays, chunks, plain(metadata))
+        self._save()
+        if self._link is not None:
+            self._link.follow(self._record)
+
+    def write(
+        self,
+        name: str,
+        z0: int,
+        slab: NDArray[Any],
+        *,
+        version: int,
+        n_used: int,
+        coverage: float,
+    ) -> None:
+        """Write a slab and record its version.
+
+        Parameters
+        ----------
+        name : str
+            Array to write to.
+        z0 : int
+            First slice; a multiple of ``slab_rows``.
+        slab : NDArray
+            ``[z, y, x]``, all of y and x; as high as ``slab_rows``, except the last.
+        version, n_used, coverage
+            Which look at the sample this is, see ``Slab``.
+
+        Raises
+        ------
+        OSError
+            The disk is full, gone or read-only; the message says where.
+        ValueError
+            The slab does not fit the array.
+        """
+        array = self._arrays[name]
+        z1 = z0 + slab.shape[0]
+        self._check_fit(name, z0, slab)
+        with _named(f"cannot write slices {z0}:{z1} of {self.path(name)}"):
+            array[z0:z1] = slab
+        stamp = Slab(int(z0), int(z1), int(version), int(n_used), float(coverage))
+        self.record.note(name, stamp)
+        self._save()
+        self._tell()
+
+    def quality(self, rows: Sequence[Mapping[str, float | int | str]]) -> None:
+        """Append quality rows to ``quality.jsonl`` and to the table in Tiled.
+
+        The first row of a run decides on the columns of the table in Tiled.
+
+        Raises
+        ------
+        OSError
+            The disk does not let us; the message says where.
+        """
+        clean = [plain(row) for row in rows]
+        path = self.folder / "quality.jsonl"
+        with _named(f"cannot write {path}"), path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in clean)
+        self.record.add_rows(clean)
+        self._tell()
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Merge into the metadata, section by section; OSError as in ``write``."""
+        self.record.merge(metadata)
+        self._save()
+        self._tell()
+
+    def finish(self, state: FinalState, metadata: dict[str, Any]) -> None:
+        """Merge the last metadata and the run's final state, written last."""
+        self.record.merge(metadata, state)
+        # Tiled is told even if the disk refuses the final state.
+        try:
+            self._save()
+        finally:
+            self._tell()
+
+    def _check_fit(self, name: str, z0: int, slab: NDArray[Any]) -> None:
+        array = self._arrays[name]
+        height = min(self._slab_rows, array.shape[0] - z0)
+        wanted = (height, *array.shape[1:])
+        if z0 < 0 or z0 % self._slab_rows or slab.shape != wanted:
+            raise ValueError(f"{name}: slab {slab.shape} at z={z0}, expected {wanted}")
+        if slab.dtype != array.dtype:
+            raise ValueError(f"{name}: slab is {slab.dtype}, expected {array.dtype}")
+
+    def _save(self) -> None:
+        path = self.folder / "metadata.json"
+        with _named(f"cannot write {path}"):
+            draft = path.with_suffix(".json.part")
+            draft.write_text(json.dumps(self.record.as_json()), encoding="utf-8")
+            os.replace(draft, path)
+
+    def _tell(self) -> None:
+        if self._link is not None:
+            self._link.changed()
+
+
+def chunk_shape(shape: tuple[int, int, int], slab_rows: int) -> tuple[int, int, int]:
+    """Choose chunks that no slab shares with another: no read before a write."""
+    heights = math.gcd(slab_rows, CHUNK[0])
+    nz, ny, nx = shape
+    return min(heights, nz), min(CHUNK[1], ny), min(CHUNK[2], nx)
+
+
+def _allocate(path: Path, spec: ArraySpec, chunks: tuple[int, int, int]) -> Any:
+    # A finite fill value: a slice that holds one NaN is shown black by Tiled.
+    return zarr.create_array(
+        path,
+        shape=spec.shape,
+        chunks=chunks,
+        dtype=spec.dtype,
+        fill_value=0,
+        compressors=BloscCodec(cname="lz4", shuffle="bitshuffle"),
+        dimension_names=("z", "y", "x"),
+        attributes={"unit": spec.unit},
+    )
+
+
+class _named:  # noqa: N801  (reads as a statement)
+    """Say what was being done when the disk refused."""
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            # OSError picks the subclass by errno, so FileExistsError stays one.
+            raise OSError(error.errno, f"{self._doing}: {reason}") from error

@@ -1,0 +1,182 @@
+"""What is known of one processed run: the content of its folder, except pixels."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "ebl_stream.publish.output/1"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a run, ``[z, y, x]``."""
+
+    name: str
+    shape: tuple[int, int, int]
+    dtype: str
+    unit: str
+    """``1/px``, ``1/um``, or an empty string for labels."""
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Which version of slices ``z0`` to ``z1`` (half-open) is on disk."""
+
+    z0: int
+    z1: int
+    version: int
+    n_used: int
+    """Projections that went into it."""
+    coverage: float
+    """Distinct directions present over directions owed, 0..1."""
+
+
+class RunRecord:
+    """All that may be told of one run, except pixels; safe across threads.
+
+    Written by ``RunOutput`` only. ``revision`` grows with every change.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        arrays: Sequence[ArraySpec],
+        chunks: Mapping[str, tuple[int, int, int]],
+        metadata: dict[str, Any],
+        state: str = "running",
+    ) -> None:
+        self.folder = folder
+        self.arrays = tuple(arrays)
+        self.chunks = dict(chunks)
+        self._lock = threading.Lock()
+        self._metadata = {**metadata, "state": state}
+        self._slabs: dict[str, dict[int, Slab]] = {spec.name: {} for spec in arrays}
+        self._rows: list[dict[str, Any]] = []
+        self._revision = 1
+
+    @property
+    def processed_uid(self) -> str:
+        """The run's uid, which names its folder and its place in Tiled."""
+        return self.folder.name
+
+    @property
+    def revision(self) -> int:
+        """Number of changes so far."""
+        return self._revision
+
+    @property
+    def state(self) -> str:
+        """``running``, ``complete``, ``partial`` or ``failed``."""
+        with self._lock:
+            return self._metadata["state"]
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the run's metadata with its ``state``; plain JSON types."""
+        with self._lock:
+            return dict(self._metadata)
+
+    def slabs(self, name: str) -> list[Slab]:
+        """Return the latest version of every slab of an array, by ``z0``."""
+        with self._lock:
+            return sorted(self._slabs[name].values(), key=lambda slab: slab.z0)
+
+    def rows(self, start: int = 0) -> list[dict[str, Any]]:
+        """Return the quality rows from number ``start`` on."""
+        with self._lock:
+            return self._rows[start:]
+
+    def merge(self, metadata: Mapping[str, Any], state: str | None = None) -> None:
+        """Merge metadata: sections key by key, everything below is replaced."""
+        with self._lock:
+            # A new dict: what was handed out before stays as it was.
+            merged = dict(self._metadata)
+            for key, value in plain(metadata).items():
+                old = merged.get(key)
+                if isinstance(old, dict) and isinstance(value, dict):
+                    merged[key] = {**old, **value}
+                else:
+                    merged[key] = value
+            merged["state"] = state or self._metadata["state"]
+            self._metadata = merged
+            self._revision += 1
+
+    def note(self, name: str, slab: Slab) -> None:
+        """Note a slab that is on disk."""
+        with self._lock:
+            self._slabs[name][slab.z0] = slab
+            self._revision += 1
+
+    def add_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add quality rows; their order is their number."""
+        with self._lock:
+            self._rows.extend(rows)
+            self._revision += 1
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of ``metadata.json``."""
+        arrays = {
+            spec.name: {**asdict(spec), "chunks": self.chunks[spec.name]}
+            for spec in self.arrays
+        }
+        slabs = {
+            spec.name: [asdict(slab) for slab in self.slabs(spec.name)]
+            for spec in self.arrays
+        }
+        return plain(
+            {"format": FORMAT, **self.metadata(), "arrays": arrays, "slabs": slabs}
+        )
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read a run's record back from its folder, to tell Tiled of it again.
+
+    Raises
+    ------
+    OSError, ValueError
+        The folder is not there, or not one of ours.
+    """
+    text = (Path(folder) / "metadata.json").read_text(encoding="utf-8")
+    content = json.loads(text)
+    if content.pop("format", None) != FORMAT:
+        raise ValueError(f"{folder}: metadata.json is not of the format {FORMAT}")
+    arrays, slabs = content.pop("arrays"), content.pop("slabs")
+    chunks = {name: tuple(array.pop("chunks")) for name, array in arrays.items()}
+    specs = [
+        ArraySpec(**{**array, "shape": tuple(array["shape"])})
+        for array in arrays.values()
+    ]
+    state = content.pop("state")
+    record = RunRecord(Path(folder).absolute(), specs, chunks, content, state)
+    for name, versions in slabs.items():
+        for slab in versions:
+            record.note(name, Slab(**slab))
+    rows = Path(folder) / "quality.jsonl"
+    if rows.exists():
+        lines = rows.read_text(encoding="utf-8").splitlines()
+        record.add_rows([json.loads(line) for line in lines])
+    return record
+
+
+def plain(value: Any) -> Any:
+    """Turn a value into plain JSON types: NaN and infinity become null."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)

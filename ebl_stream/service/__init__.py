@@ -1,0 +1,1 @@
+"""The service: sockets and journal in front of the reconstruction."""

@@ -1,0 +1,148 @@
+"""How doors find the service of a profile on this machine; light to import.
+
+A service holds a lock in a private folder of its user for as long as it lives, and
+next to it says where it listens. The lock falls with its process, so what a dead
+service left behind is never believed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import stat
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ebl_stream.errors import InputError
+from ebl_stream.service.run_index import file_safe
+
+TRIES, TRY_EVERY_S = 10, 0.03
+
+
+def runtime_folder() -> Path:
+    """Return this user's private folder for sockets, made where missing.
+
+    Raises
+    ------
+    InputError
+        Somebody else owns it.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    name = "ebl-stream" if base else f"ebl-stream-{os.getuid()}"
+    folder = Path(base or tempfile.gettempdir()) / name
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise InputError(f"no folder for sockets: {folder}: {error.strerror}") from None
+    private = stat.S_ISDIR(status.st_mode) and not stat.S_IMODE(status.st_mode) & 0o077
+    if status.st_uid != os.getuid() or not private:
+        raise InputError(
+            f"{folder} must be a folder of yours alone (mode 0700); remove it"
+        )
+    return folder
+
+
+def service_key(profile: Any, out: Path) -> str:
+    """Return the name of the service of a `Profile` and a folder of results."""
+    what = f"{profile.model_dump_json()}\n{Path(out).absolute()}"
+    digest = hashlib.sha256(what.encode()).hexdigest()[:12]
+    return f"{file_safe(profile.name)[:20]}-{digest}"
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """Where a service listens."""
+
+    address: str
+    pid: int
+
+
+class ServicePlace:
+    """The place of one service in the runtime folder.
+
+    Parameters
+    ----------
+    key : str
+        From `service_key`.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._folder = runtime_folder()
+        self._key = key
+        self._lock: int | None = None
+
+    @property
+    def default_address(self) -> str:
+        """A local socket for this service alone."""
+        return f"ipc://{self._folder / self._key}.sock"
+
+    @property
+    def log(self) -> Path:
+        """Log file of a service that a door started."""
+        return self._folder / f"{self._key}.log"
+
+    def take(self) -> bool:
+        """Become the service of this place; False where there is one."""
+        lock = self._open_lock()
+        for _ in range(TRIES):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(TRY_EVERY_S)  # a door may be looking at this moment
+            else:
+                self._lock = lock
+                self._note.unlink(missing_ok=True)
+                return True
+        os.close(lock)
+        return False
+
+    def announce(self, address: str) -> None:
+        """Say where the service listens, now that it does."""
+        text = json.dumps({"address": address, "pid": os.getpid()})
+        new = self._note.with_suffix(".new")
+        new.write_text(text)
+        new.replace(self._note)
+
+    def find(self) -> Announcement | None:
+        """Return where the living service of this place listens."""
+        if not self.is_taken():
+            return None
+        try:
+            fields = json.loads(self._note.read_text())
+            return Announcement(str(fields["address"]), int(fields["pid"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # it starts, or ends, at this moment
+
+    def is_taken(self) -> bool:
+        """Whether a service lives here."""
+        lock = self._open_lock()
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(lock)
+
+    def leave(self) -> None:
+        """Give the place up."""
+        if self._lock is not None:
+            self._note.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def _note(self) -> Path:
+        return self._folder / f"{self._key}.json"
+
+    def _open_lock(self) -> int:
+        # Python opens it close-on-exec: children do not keep it.
+        path = self._folder / f"{self._key}.lock"
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -1,0 +1,251 @@
+"""The one thread that reconstructs, and the queue before it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from ebl_stream.service.journal import Kept
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 1.0
+IGNORED_AFTER_S = 10.0
+"""After a stop document without which nothing came of a run."""
+
+
+class SaysOfItself(Protocol):
+    """A `Progress` or `Result`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        ...
+
+
+class Callback(Protocol):
+    """What a `Reconstruction` is to its worker."""
+
+    @property
+    def results(self) -> Mapping[str, SaysOfItself]:
+        """By raw run uid."""
+        ...
+
+    def __call__(self, name: str, doc: dict[str, Any]) -> None:
+        """Take one document."""
+        ...
+
+    def tick(self) -> None:
+        """Let time pass."""
+        ...
+
+    def close(self) -> None:
+        """End the source."""
+        ...
+
+
+MakeCallback = Callable[[Callable[[SaysOfItself], None]], Callback]
+"""Makes the callback; its argument is to be called with every progress."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    run_uid: str | None
+    name: str
+    doc: dict[str, Any] | None
+    kept: Kept | None
+    size: int
+
+
+class Worker:
+    """Calls the callback, in a thread that outlives whatever the callback does.
+
+    Parameters
+    ----------
+    make_callback : callable
+    tell : callable
+        Called with ``(run_uid, status)``; ``status["final"]`` says that the run is
+        over.
+    max_queue_bytes : int
+        Documents kept in memory; beyond that they are read from the journal again.
+    ignored_after_s : float
+        A run that stopped so long ago, and of which nothing came, is given up.
+
+    Raises
+    ------
+    Exception
+        What `make_callback` raises.
+    """
+
+    def __init__(
+        self,
+        make_callback: MakeCallback,
+        tell: Callable[[str, dict[str, Any]], None],
+        *,
+        max_queue_bytes: int,
+        ignored_after_s: float = IGNORED_AFTER_S,
+    ) -> None:
+        self._make_callback = make_callback
+        self._tell = tell
+        self._max_queue_bytes = max_queue_bytes
+        self._ignored_after_s = ignored_after_s
+        self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._queued_bytes = 0
+        self._n_queued = 0
+        self._open: set[str] = set()  # begun, not ended
+        self._ended: set[str] = set()
+        self._stopped_at: dict[str, float] = {}
+        self._stopping = False
+        self._thread = self._start()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every document was worked on."""
+        return self._n_queued == 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread lives."""
+        return self._thread.is_alive()
+
+    @property
+    def queued_bytes(self) -> int:
+        """Documents in memory that wait."""
+        return self._queued_bytes
+
+    def put(
+        self,
+        run_uid: str | None,
+        name: str,
+        doc: dict[str, Any],
+        size: int,
+        kept: Kept | None,
+    ) -> None:
+        """Queue a document of ``size`` bytes (any thread)."""
+        with self._lock:
+            # What lies in no journal has to stay in memory.
+            fits = self._queued_bytes + size <= self._max_queue_bytes
+            item = _Item(run_uid, name, doc, None, size)
+            if kept is not None and not fits:
+                item = _Item(run_uid, name, None, kept, 0)
+            self._queued_bytes += item.size
+            self._n_queued += 1
+        self._queue.put(item)
+
+    def supervise(self) -> None:
+        """Start the thread again where it died; the runs it had in hand failed."""
+        if self.is_alive or self._stopping:
+            return
+        logger.critical("the worker died; the runs it had in hand failed")
+        for run_uid in list(self._open):
+            self._fail(run_uid, "the worker died")
+        self._thread = self._start()
+
+    def stop(self) -> None:
+        """Work off the queue, finish what is open, and end; may be interrupted."""
+        self.supervise()
+        self._stopping = True
+        self._queue.put(None)
+        while self.is_alive:
+            self._thread.join(0.2)
+
+    def _start(self) -> threading.Thread:
+        # Made here: a profile that cannot be furnished is the caller's to hear of.
+        callback = self._make_callback(self._progressed)
+        # A daemon: a second Ctrl-C has to end the process.
+        thread = threading.Thread(
+            target=self._run, args=(callback,), name="ebl-stream-worker", daemon=True
+        )
+        thread.start()
+        return thread
+
+    def _run(self, callback: Callback) -> None:
+        ticked_at = time.monotonic()
+        while True:
+            try:
+                item = self._queue.get(timeout=TICK_S)
+            except Empty:
+                item = _NOTHING
+            if item is None:
+                break
+            if item is not _NOTHING:
+                self._work(callback, item)
+            if time.monotonic() - ticked_at >= TICK_S:
+                ticked_at = time.monotonic()
+                self._guard(None, callback.tick)
+                self._end_ignored()
+            self._report(callback)
+        self._guard(None, callback.close)
+        self._report(callback)
+
+    def _work(self, callback: Callback, item: _Item) -> None:
+        run_uid = item.run_uid
+        try:
+            if run_uid is not None:
+                if item.name == "start" and run_uid not in self._ended:
+                    self._open.add(run_uid)
+                if item.name == "stop":
+                    self._stopped_at[run_uid] = time.monotonic()
+            if run_uid not in self._ended:
+                self._guard(run_uid, lambda: callback(item.name, _document(item)))
+        finally:
+            with self._lock:
+                self._queued_bytes -= item.size
+                self._n_queued -= 1
+
+    def _guard(self, run_uid: str | None, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # other runs go on
+            logger.exception("fault while working on run %s", run_uid)
+            if run_uid is not None:
+                self._fail(run_uid, f"{type(error).__name__}: {error}")
+
+    def _progressed(self, progress: SaysOfItself) -> None:
+        status = progress.as_dict()
+        run_uid = str(status.get("run_uid"))
+        self._stopped_at.pop(run_uid, None)
+        if status.get("state") == "failed":
+            self._end(run_uid, status)
+        else:
+            self._tell(run_uid, {**status, "final": False})
+
+    def _report(self, callback: Callback) -> None:
+        for run_uid in list(self._open | self._stopped_at.keys()):
+            result = callback.results.get(run_uid)
+            if result is not None:
+                self._end(run_uid, result.as_dict())
+
+    def _end_ignored(self) -> None:
+        """Answer who waits for a run that is no tomography."""
+        before = time.monotonic() - self._ignored_after_s
+        for run_uid in [u for u, at in self._stopped_at.items() if at < before]:
+            message = "no projections were recognized in this run"
+            status = {"run_uid": run_uid, "state": "ignored", "message": message}
+            self._end(run_uid, status)
+
+    def _fail(self, run_uid: str, message: str) -> None:
+        status = {"run_uid": run_uid, "state": "failed", "message": message}
+        self._end(run_uid, status)
+
+    def _end(self, run_uid: str, status: dict[str, Any]) -> None:
+        self._open.discard(run_uid)
+        self._stopped_at.pop(run_uid, None)
+        self._ended.add(run_uid)
+        self._tell(run_uid, {**status, "final": True})
+
+
+_NOTHING = _Item(None, "", None, None, 0)
+
+
+def _document(item: _Item) -> dict[str, Any]:
+    if item.doc is not None:
+        return item.doc
+    if item.kept is None:
+        raise AssertionError("an item has its document or where it lies")
+    return item.kept.read()[1]
