@@ -211,6 +211,14 @@ def test_an_aborted_run_leaves_what_it_has(raw, run):
     assert nrmse(volume, batch(raw, np.arange(70))) < 1e-5
 
 
+def test_grids_that_do_not_fit_are_refused_before_they_are_made(raw, run):
+    image = np.broadcast_to(np.uint16(1), (2_000, 10**5))
+    huge = Frame(0, Kind.PROJECTION, 0.0, image)
+    with pytest.raises(InputError, match="--rows A:B"):
+        run([Announced(Kind.PROJECTION, 0, 1), huge])
+    assert not any(run.folder.iterdir())
+
+
 def test_memory_budget_changes_nothing(raw, run):
     items = [*REFERENCES, *projections(raw, range(N_ANGLES)), END]
     _, spilled = run(items, **{"window.max_bytes": 10_000})

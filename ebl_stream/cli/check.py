@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -19,16 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ebl_stream.engine.memory import GRID_BYTES, LOOK_BYTES, free_memory
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.errors import InputError
 from ebl_stream.numerics import accumulate
 from ebl_stream.profile import Profile
 from ebl_stream.publish.tiled_server import TiledServer
-
-GRID_BYTES = 12.5
-"""Both halves' grids at oversampling 1.25: bytes per slice and pixel."""
-LOOK_BYTES = 8
-"""A + B and A - B of a refresh: bytes per slice and pixel."""
 
 Verdict = Literal["ok", "note", "stop"]
 
@@ -115,21 +110,6 @@ def show(profile_name: str, size: Size, findings: list[Finding]) -> None:
         verdict = Text(finding.verdict, style=style[finding.verdict])
         table.add_row(verdict, Text(finding.what), Text(finding.words))
     console.print(table)
-
-
-def free_memory() -> int | None:
-    """Return bytes that a new process may use; None where nobody says."""
-    try:
-        meminfo = Path("/proc/meminfo").read_text()
-        free = int(re.findall(r"MemAvailable:\s+(\d+) kB", meminfo)[0]) * 1024
-    except (OSError, IndexError):
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def _check_stages(profile: Profile) -> Iterator[Finding]:

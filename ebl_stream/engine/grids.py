@@ -64,30 +64,24 @@ class Grids:
         theta: Sequence[float],
         shares: Sequence[Shares],
     ) -> None:
-        """Add projections ``[angle, row, column]`` of line integrals."""
+        """Add projections of line integrals with their weights.
+
+        Parameters
+        ----------
+        values : ndarray, [angle, row, column]
+            One for every angle, or a single one that is added at every angle.
+        theta : sequence of float
+            rad.
+        shares : sequence of (float, float)
+            rad, for halves A and B.
+        """
 
         def one(slab: int) -> None:
             z0, z1 = self.slabs[slab]
             grids = self._accumulators[slab]
             spokes = grids.spokes(values[:, z0:z1])
+            spokes = np.broadcast_to(spokes, (len(theta), *spokes.shape[1:]))
             for spoke, angle, share in zip(spokes, theta, shares, strict=True):
-                grids.add(spoke, angle, *share)
-
-        self.each_slab(one, range(len(self.slabs)))
-
-    def add_constant(
-        self,
-        values: NDArray[np.float32],
-        theta: Sequence[float],
-        shares: Sequence[Shares],
-    ) -> None:
-        """Add the same projection ``[row, column]`` at every angle."""
-
-        def one(slab: int) -> None:
-            z0, z1 = self.slabs[slab]
-            grids = self._accumulators[slab]
-            (spoke,) = grids.spokes(values[None, z0:z1])
-            for angle, share in zip(theta, shares, strict=True):
                 grids.add(spoke, angle, *share)
 
         self.each_slab(one, range(len(self.slabs)))

@@ -96,8 +96,8 @@ class ProjectionSum:
         rings = self._rooms.rings.profile(mean)
         change = rings if self._rings is None else rings - self._rings
         slots = list(self.window.slots())
-        self.grids.add_constant(
-            -change, [s.theta for s in slots], [s.applied for s in slots]
+        self.grids.add(
+            -change[None], [s.theta for s in slots], [s.applied for s in slots]
         )
         self._rings = rings
 

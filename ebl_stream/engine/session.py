@@ -18,6 +18,7 @@ import numpy as np
 
 from ebl_stream.engine.grids import Grids
 from ebl_stream.engine.ledger import Ledgers
+from ebl_stream.engine.memory import check_fit
 from ebl_stream.engine.projections import BLOCK, ProjectionSum
 from ebl_stream.engine.references import ReferenceFrames
 from ebl_stream.engine.rooms import Rooms
@@ -170,6 +171,7 @@ class Session:
         if self._sum is None:
             assert self._shape is not None  # noqa: S101  (set by the first frame)
             shape = self._shape
+            check_fit(shape)
             self.center.begin(shape[1])
             slab_rows = self._profile.refresh.slab_rows
             grids = Grids(
