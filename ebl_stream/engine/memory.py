@@ -10,8 +10,8 @@ from ebl_stream.errors import InputError
 GRID_BYTES = 12.5
 """Both halves' grids at oversampling 1.25: bytes per slice and pixel."""
 
-LOOK_BYTES = 8
-"""A + B and A - B of a version: bytes per slice and pixel."""
+LOOK_BYTES = 20
+"""A + B, A - B, and what the rooms make of them: bytes per slice and pixel."""
 
 
 def free_memory() -> int | None:
@@ -46,8 +46,9 @@ def check_fit(shape: tuple[int, int]) -> None:
     per_row = (GRID_BYTES + LOOK_BYTES) * n_columns**2
     free = free_memory()
     if free is not None and per_row * n_rows > free:
+        need = per_row * n_rows
         raise InputError(
-            f"{n_rows} rows of {n_columns} columns need {per_row * n_rows / 1e9:.0f} GB "
-            f"of memory, {free / 1e9:.0f} GB are free; about {int(free / per_row)} rows "
-            "fit at a time: choose some with --rows A:B"
+            f"{n_rows} rows of {n_columns} columns need {need / 1e9:.0f} GB of memory, "
+            f"{free / 1e9:.0f} GB are free; about {int(free / per_row)} rows fit at a "
+            "time: choose some with --rows A:B"
         )

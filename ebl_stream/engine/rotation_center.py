@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 
 Source = Literal["given", "file", "measured", "previous", "assumed"]
 
-WORTH_MOVING_PX = 0.05
-"""A smaller change of the center is not worth a rebuild."""
+STEP_PX = 0.05
+"""Measured centers are rounded to it: a finer change is not worth a rebuild, and the
+last measurement alone decides, whatever the previews found before."""
 
 
 class CenterFinder:
@@ -85,11 +86,12 @@ class CenterFinder:
             if not self.settled:
                 self.why = verdict.why
             return False
-        moved = abs(verdict.center - self.position) > WORTH_MOVING_PX
+        measured = round(float(verdict.center) / STEP_PX) * STEP_PX
+        moved = measured != self.position
         self.source, self.spread_px, self.why = "measured", verdict.spread_px, ""
+        self.position = measured
         if moved:
-            self.position = float(verdict.center)
-            log.info("rotation center measured: column %.2f", self.position)
+            log.info("rotation center measured: column %.2f", measured)
         return moved
 
     def as_dict(self) -> dict[str, Any]:

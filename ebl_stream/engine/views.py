@@ -206,7 +206,19 @@ class Views:
             state=state,
             latency_s=self.latency,
             wall_s=0.0,
+            quality=self._mean_quality(),
         )
+
+    def _mean_quality(self) -> dict[str, float]:
+        """Return the last version's figures, mean over the slabs that have them."""
+        names = ("resolution_px", "frc_mean", "split_noise")
+        known = {
+            name: [row[name] for row in self._rows if row[name] is not None]
+            for name in names
+        }
+        return {
+            name: float(np.mean(values)) for name, values in known.items() if values
+        }
 
 
 def _sample(slab: NDArray[np.float32]) -> NDArray[np.float32]:
