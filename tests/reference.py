@@ -77,10 +77,13 @@ def nrmse(
 
 
 def band_limited_fbp(
-    sinogram: NDArray[np.float64], theta: NDArray[np.float64], center: float
+    sinogram: NDArray[np.float64],
+    theta: NDArray[np.float64],
+    center: float,
+    fine: int = 8,
 ) -> NDArray[np.float64]:
-    """FBP by back-projection of rows upsampled 8 times, [y, x]."""
-    n, fine = sinogram.shape[1], 8
+    """FBP by back-projection of rows upsampled ``fine`` times, [y, x]."""
+    n = sinogram.shape[1]
     padded = 4 * n
     lag = np.minimum(np.arange(padded), padded - np.arange(padded))
     ramp = np.where(lag % 2 == 1, -1 / (np.pi * np.maximum(lag, 1)) ** 2, 0.0)
