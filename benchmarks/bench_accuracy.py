@@ -3,8 +3,8 @@
 For each scan: our plain volume (file, documents, frames, accumulation) against FBP
 by the exact adjoint NUFFT, against back-projection of rows upsampled 8 times, and
 the automatic center against the manifest's. The peer in the same table is FBP
-with linear interpolation, as in scikit-image or ASTRA. NRMSE about the mean inside 0.9 of the
-circle after an affine fit.
+with linear interpolation, as in scikit-image or ASTRA. NRMSE about the mean inside
+0.9 of the circle after an affine fit.
 
 Predicted: <= 0.3 % against the NUFFT (kernel error 0.4 % of white noise), <= 2 %
 against the upsampled one, 4-14 % for linear interpolation.

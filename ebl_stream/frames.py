@@ -6,11 +6,10 @@ Angles are radians; where degrees come in or go out the name says ``_deg``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 Image: TypeAlias = NDArray[Any]
@@ -130,25 +129,3 @@ class Scan:
     voxel_size_um: float | None = None
     rows: tuple[int, int] | None = None
     """Half-open range of stored rows in use; z = row - rows[0]. None = all."""
-
-
-@dataclass(frozen=True)
-class Projections:
-    """A stack of projections on its way through the preprocess room."""
-
-    values: NDArray[np.float32]
-    """``[angle, row, column]``: transmission, then line integrals (1/px units)."""
-    theta: NDArray[np.float64]
-    """(angle,) rad."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One look at the sample: what the rooms made of the angles so far."""
-
-    version: int
-    n_used: int
-    coverage: float
-    """Distinct directions present over directions owed, 0..1."""
-    rotation_center: float
-    quality: dict[str, float] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from ebl_stream import profile
 from ebl_stream.errors import InputError
 from ebl_stream.service.discovery import ServicePlace, service_key
 from ebl_stream.service.journal import ServiceJournal
-from ebl_stream.service.service import Service, serve
+from ebl_stream.service.service import Service, Settings, serve
 from ebl_stream.service.worker import Worker
 from ebl_stream.sources.zmq import DoorSource
 from ebl_stream.transport.documents import pack
@@ -341,11 +341,11 @@ SERVE = """
 import sys
 from pathlib import Path
 from ebl_stream.profile import load
-from ebl_stream.service.service import serve
+from ebl_stream.service.service import Settings, serve
 
 ready = lambda address: print(address, flush=True)
 out = Path(sys.argv[1])
-code = serve(load("demo"), "zmq://:*", out=out, tiled="none", ready=ready)
+code = serve(Settings(load("demo"), "zmq://:*", out, "none"), ready)
 sys.exit(code)
 """
 
@@ -364,7 +364,7 @@ def test_serve_ends_in_good_order(number: int, code: int, tmp_path: Path) -> Non
     assert found is not None
     assert (found.address, found.pid) == (address, process.pid)
     with pytest.raises(InputError, match=f"there is a service for {tmp_path} already"):
-        serve(profile.load("demo"), "zmq://:*", out=tmp_path, tiled="none")
+        serve(Settings(profile.load("demo"), "zmq://:*", tmp_path, "none"))
     door = Link(address, folder=tmp_path)
     door.send("start", {"uid": "no-frames", "time": 0.0})
     assert door.flush(TIMEOUT_S)

@@ -146,16 +146,14 @@ def serve(
     check_out(out)
     log_to_stderr(ctx.obj).let_through()
     from ebl_stream.profile import load
+    from ebl_stream.service.service import Settings
     from ebl_stream.service.service import serve as run_service
 
     profile = load(profile_name, dict(sets))
+    where = tiled or profile.publish.tiled
     return run_service(
-        profile,
-        source,
-        out=out,
-        tiled=tiled or profile.publish.tiled,
-        ready=lambda address: click.echo(f"ready: {profile.name} at {address}"),
-        idle_exit_s=idle_exit_s,
+        Settings(profile, source, out, where, idle_exit_s),
+        lambda address: click.echo(f"ready: {profile.name} at {address}"),
     )
 
 

@@ -12,7 +12,18 @@ from ebl_stream.errors import InputError
 from ebl_stream.frames import Image
 from ebl_stream.numerics.quality import quality_row
 from ebl_stream.profile import Profile
-from ebl_stream.stages import References, build, build_preprocess, describe
+from ebl_stream.stages import (
+    CenterStage,
+    DenoiseStage,
+    PreprocessStage,
+    QuantifyStage,
+    References,
+    RingStage,
+    SegmentStage,
+    build,
+    build_preprocess,
+    describe,
+)
 from ebl_stream.stages.preprocess import repair
 from ebl_stream.stages.reconstruct import Fourier
 
@@ -23,15 +34,15 @@ WARM_UP_ANGLES = 32
 class Rooms:
     """The stages that a profile asks for."""
 
-    preprocess: tuple[Any, ...]
+    preprocess: tuple[PreprocessStage, ...]
     """Stages that look at one projection at a time, in order."""
-    rings: Any | None
+    rings: RingStage | None
     """The stage that takes away what every angle sees alike, by linearity."""
-    center: Any
+    center: CenterStage
     reconstruct: Fourier
-    denoise: Any | None
-    segment: Any | None
-    quantify: Any | None
+    denoise: DenoiseStage | None
+    segment: SegmentStage | None
+    quantify: QuantifyStage | None
 
     @classmethod
     def furnish(cls, profile: Profile) -> Rooms:
@@ -43,8 +54,8 @@ class Rooms:
             A stage or a setting is unknown, or cannot stand in the live path.
         """
         stages = build_preprocess(profile.preprocess)
-        rings = [stage for stage in stages if hasattr(stage, "profile")]
-        per_frame = [stage for stage in stages if not hasattr(stage, "profile")]
+        rings = [stage for stage in stages if isinstance(stage, RingStage)]
+        per_frame = [stage for stage in stages if not isinstance(stage, RingStage)]
         for stage in per_frame:
             if not stage.per_frame:
                 raise InputError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Scan
 from ebl_stream.profile import Profile
+from ebl_stream.stages import CenterStage
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,11 @@ class CenterFinder:
     """The rotation center of one run, and where it comes from."""
 
     def __init__(
-        self, scan: Scan, profile: Profile, stage: Any, previous: float | None
+        self,
+        scan: Scan,
+        profile: Profile,
+        stage: CenterStage,
+        previous: float | None,
     ) -> None:
         self._stage = stage
         self._stated: tuple[float | None, Source] = (None, "assumed")

@@ -55,6 +55,7 @@ class Views:
         self._skip_late = skip_late
         self._shape: tuple[int, int, int] | None = None
         self._busy = (0.0, 0.0)
+        self._newest_latency: float | None = None
         self._rows: list[dict[str, Any]] = []
         self._looks: list[int] = []
         self._unseen = 0
@@ -107,7 +108,9 @@ class Views:
             | {"looks": {"n_used": self._looks, "skipped": self._unseen}}
             | ({"phases": phases} if phases else {})
         )
-        self._busy = (time.monotonic(), time.monotonic() - begun)
+        now = time.monotonic()
+        self._busy = (now, now - begun)
+        self._newest_latency = None if last is None else now - last
 
     def _due(self, final: bool) -> bool:
         """Whether this version is denoised and segmented, too."""
@@ -178,7 +181,7 @@ class Views:
         return Progress(
             processed_uid=self.output.processed_uid,
             version=self.version,
-            latency_s=self._busy[1] if self.version else None,
+            latency_s=self._newest_latency,
             resolution_px=float(np.median(finite)) if finite else None,
             volume=str(self.output.path("recon")) if self.version else None,
             **facts,

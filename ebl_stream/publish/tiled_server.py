@@ -64,6 +64,8 @@ class TiledServer:
         self._thread: threading.Thread | None = None
         self._was_ready = False  # since it was started last
         self._served = False  # ever, on this port
+        # A proxy meant for the outside must not get loopback requests.
+        self._http = httpx.Client(timeout=2, trust_env=False)
 
     @property
     def uri(self) -> str | None:
@@ -113,6 +115,7 @@ class TiledServer:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(timeout=15)
+        self._http.close()
         atexit.unregister(self.stop)
 
     def _load_key(self) -> str:
@@ -196,7 +199,7 @@ class TiledServer:
 
     def _answers(self) -> bool:
         try:
-            reply = httpx.get(f"{self.uri}/healthz", timeout=2, trust_env=False)
+            reply = self._http.get(f"{self.uri}/healthz")
         except httpx.HTTPError:
             return False
         return reply.status_code == 200

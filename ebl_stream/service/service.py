@@ -9,10 +9,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ebl_stream.errors import InputError
 from ebl_stream.profile import Profile
@@ -25,10 +25,14 @@ from ebl_stream.sources.zmq import open_listener
 from ebl_stream.transport.documents import unpack
 from ebl_stream.transport.wire import is_local
 
+if TYPE_CHECKING:
+    from ebl_stream.publish.publishing import Publishing
+
 logger = logging.getLogger(__name__)
 
 QUEUE_BYTES = 2**30
 CATCH_UP_S = 30.0
+LOOK_EVERY_S = 0.5
 NICENESS = 5
 """Of a service that a door started on the RunEngine's machine."""
 
@@ -129,30 +133,48 @@ class Service:
         self.listener.tell(run_uid, status)
 
 
-def serve(
-    profile: Profile,
-    source: str,
-    *,
-    out: Path,
-    tiled: str,
-    ready: Callable[[str], object] | None = None,
-    idle_exit_s: float | None = None,
-) -> int:
+@dataclass(frozen=True)
+class Settings:
+    """What a service is to do."""
+
+    profile: Profile
+    source: str
+    """Address to take documents from, see `open_listener`."""
+    out: Path
+    """Folder of the results; journals go to ``<out>/journal``."""
+    tiled: str
+    """``embedded``, ``none``, or the address of a Tiled server."""
+    idle_exit_s: float | None = None
+    """End when nobody spoke for so long: set by a door that started this service."""
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Folders that frames may be read from besides the profile's.
+
+        Documents name files. Where nobody outside of this machine can send
+        documents, and the profile names no folders, any HDF5 file that this user
+        may read will do.
+        """
+        if self.profile.files.roots:
+            return ()
+        if not is_local(self.source):
+            logger.warning(
+                "profile %s: files.roots is empty, so no frame is read from any file; "
+                "name the folders that the detectors write to",
+                self.profile.name,
+            )
+            return ()
+        return (Path("/"),)
+
+
+def serve(settings: Settings, ready: Callable[[str], object] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C, finish what was received, return the exit code.
 
     Parameters
     ----------
-    profile : Profile
-    source : str
-        See `open_listener`.
-    out : Path
-        Folder of the results; journals go to ``<out>/journal``.
-    tiled : str
-        ``embedded``, ``none``, or the address of a Tiled server.
+    settings : Settings
     ready : callable, optional
         Called with the address once documents are taken.
-    idle_exit_s : float, optional
-        End when nobody spoke for so long: set by a door that started this service.
 
     Returns
     -------
@@ -164,82 +186,53 @@ def serve(
     InputError
         The address cannot be used, or this profile has a service for ``out``.
     """
-    place = ServicePlace(service_key(profile, out))
-    if not place.take():
-        found = place.find()
-        where = f" at {found.address} (process {found.pid})" if found else ""
-        raise InputError(
-            f"profile {profile.name}: there is a service for {out} already{where}"
-        )
+    place = _take_place(settings)
     try:
-        listener = open_listener(source)
-        if idle_exit_s is not None:
+        listener = open_listener(settings.source)
+        if settings.idle_exit_s is not None:
             os.nice(NICENESS)
+
+        def listening() -> None:
+            place.announce(listener.address)
+            if ready is not None:
+                ready(listener.address)
+
         with _signals() as asked:
-            roots = _roots(profile, source)
-            _serve(
-                profile, listener, roots, out, tiled, place, ready, idle_exit_s, asked
-            )
+            _serve(settings, listener, listening, asked)
         return 130 if asked.interrupted else 0
     finally:
         place.leave()
 
 
-def _roots(profile: Profile, source: str) -> tuple[Path, ...]:
-    """Return folders that frames may be read from besides the profile's.
-
-    Documents name files. Where nobody outside of this machine can send documents,
-    and the profile names no folders, any HDF5 file that this user may read will do.
-    """
-    if profile.files.roots:
-        return ()
-    if not is_local(source):
-        logger.warning(
-            "profile %s: files.roots is empty, so no frame is read from any file; "
-            "name the folders that the detectors write to",
-            profile.name,
-        )
-        return ()
-    return (Path("/"),)
+def _take_place(settings: Settings) -> ServicePlace:
+    name, out = settings.profile.name, settings.out
+    place = ServicePlace(service_key(settings.profile, out))
+    if not place.take():
+        found = place.find()
+        where = f" at {found.address} (process {found.pid})" if found else ""
+        raise InputError(f"profile {name}: there is a service for {out} already{where}")
+    return place
 
 
 def _serve(
-    profile: Profile,
+    settings: Settings,
     listener: Listener,
-    roots: tuple[Path, ...],
-    out: Path,
-    tiled: str,
-    place: ServicePlace,
-    ready: Callable[[str], object] | None,
-    idle_exit_s: float | None,
+    listening: Callable[[], None],
     asked: _Asked,
 ) -> None:
     # The heavy part of the house: bad input is answered before it is loaded.
     from ebl_stream.publish.publishing import Publishing
-    from ebl_stream.reconstruction import Reconstruction
 
-    publishing = Publishing(tiled, out, profile)
-    make = partial(
-        Reconstruction,
-        profile,
-        out=out,
-        link=publishing.link,
-        live=True,
-        roots=roots,
-    )
+    profile, out = settings.profile, settings.out
+    publishing = Publishing(settings.tiled, out, profile)
     try:
         publishing.begin()
-        service = Service(
-            listener,
-            lambda on_progress: make(on_progress=on_progress),
-            out / "journal",
-            owner=profile.name,
-        )
-        place.announce(listener.address)
-        if ready is not None:
-            ready(listener.address)
-        while not asked.event.wait(0.5):
+        make = _make_callback(settings, publishing)
+        service = Service(listener, make, out / "journal", owner=profile.name)
+        listening()
+        while not asked.event.wait(LOOK_EVERY_S):
             service.supervise()
+            idle_exit_s = settings.idle_exit_s
             if idle_exit_s is not None and service.idle_s() > idle_exit_s:
                 break
         service.stop()
@@ -247,6 +240,20 @@ def _serve(
             publishing.link.wait_until_caught_up(CATCH_UP_S)
     finally:
         publishing.close()
+
+
+def _make_callback(settings: Settings, publishing: Publishing) -> MakeCallback:
+    from ebl_stream.reconstruction import Reconstruction
+
+    roots = settings.roots
+    return lambda on_progress: Reconstruction(
+        settings.profile,
+        out=settings.out,
+        link=publishing.link,
+        live=True,
+        roots=roots,
+        on_progress=on_progress,
+    )
 
 
 class _Asked:

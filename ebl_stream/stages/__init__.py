@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,7 @@ class PreprocessStage(Protocol):
         ...
 
 
+@runtime_checkable
 class RingStage(PreprocessStage, Protocol):
     """Removes what all projections see alike; linear, so it may come afterwards."""
 

@@ -39,10 +39,6 @@ class Fourier:
             taps=self.taps,
         )
 
-    def bytes_per_slice(self, n_columns: int) -> int:
-        """Return the memory of both halves' grids for one slice."""
-        return self.accumulator(2, n_columns, 0.0).nbytes // 2
-
     def __call__(
         self,
         values: NDArray[np.float32],

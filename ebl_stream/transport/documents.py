@@ -53,7 +53,7 @@ MAX_ITEMS = 16_000_000
 
 MAX_NDIM = 32
 
-_ARRAY = 1
+ARRAY = 1
 """Our msgpack extension: number of dimensions, dtype, shape, pixels in C order."""
 _HEAD = struct.Struct("<B3x12s")
 _DTYPE = re.compile(r"[<>|][biufcSU][1-9][0-9]{0,8}")
@@ -146,14 +146,24 @@ def pack_array(array: NDArray[Any]) -> ExtType:
     """
     if array.dtype.itemsize == 0:
         array = array.astype(f"{array.dtype.kind}1")
+    head = array_head(array)
+    pixels = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return ExtType(ARRAY, b"".join((head, pixels)))  # one copy of the pixels
+
+
+def array_head(array: NDArray[Any]) -> bytes:
+    """Return what precedes an array's pixels: dimensions, dtype, shape.
+
+    Raises
+    ------
+    TypeError
+        A dtype that cannot travel.
+    """
     dtype = array.dtype.str
     if not _DTYPE.fullmatch(dtype):
         raise TypeError(f"arrays of dtype {array.dtype} cannot travel")
-    head = _HEAD.pack(array.ndim, dtype.encode()) + _shape_struct(array.ndim).pack(
-        *array.shape
-    )
-    pixels = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    return ExtType(_ARRAY, b"".join((head, pixels)))  # one copy of the pixels
+    shape = _shape_struct(array.ndim).pack(*array.shape)
+    return _HEAD.pack(array.ndim, dtype.encode()) + shape
 
 
 def _to_plain(value: Any) -> Any:
@@ -239,7 +249,7 @@ class _Budget:
 
 
 def _from_extension(code: int, data: bytes) -> NDArray[Any]:
-    if code != _ARRAY:
+    if code != ARRAY:
         raise DocumentError(f"unknown msgpack extension {code}")
     try:
         dtype, shape, offset = _read_head(data)

@@ -10,7 +10,7 @@ import numpy as np
 from msgpack import ExtType
 from numpy.typing import NDArray
 
-from ebl_stream.transport.documents import _ARRAY, _DTYPE, _HEAD, _shape_struct, pack
+from ebl_stream.transport.documents import ARRAY, array_head, pack
 
 MAX_TEXT = 1000
 LARGE_BYTES = 65_536
@@ -94,17 +94,17 @@ def as_packable(value: Any) -> Any:
 
 def _is_large(value: Any) -> bool:
     is_array = isinstance(value, np.ndarray) and value.nbytes >= LARGE_BYTES
-    return is_array and bool(_DTYPE.fullmatch(value.dtype.str))
+    # Of numbers; whatever else there is takes the slower way.
+    return is_array and value.dtype.kind in "biufc"
 
 
 def _array_start(array: NDArray[Any]) -> bytes:
     """Return all that comes before the pixels."""
-    head = _HEAD.pack(array.ndim, array.dtype.str.encode())
-    head += _shape_struct(array.ndim).pack(*array.shape)
+    head = array_head(array)
     size = len(head) + array.nbytes
     if size > _MAX_EXT_BYTES:
         raise ValueError(f"an array of {array.nbytes} bytes is too large")
-    return _EXT_32 + size.to_bytes(4, "big") + bytes([_ARRAY]) + head
+    return _EXT_32 + size.to_bytes(4, "big") + bytes([ARRAY]) + head
 
 
 def _join(parts: list[bytes | NDArray[Any]]) -> memoryview:
