@@ -132,7 +132,8 @@ class LiveReconstruction:
     def __repr__(self) -> str:
         service = f", {self._keeper}" if self._keeper is not None else ""
         where = f"{self.profile!r} -> {self.out}"
-        return f"<LiveReconstruction {where}, {self._link!r}{service}>"
+        latest = _in_words(self.status)
+        return f"<LiveReconstruction {where}{latest}, {self._link!r}{service}>"
 
 
 class ServiceKeeper:
@@ -256,6 +257,18 @@ def _command(
     for path, value in changes.items():
         command += ["--set", f"{path}={json.dumps(value)}"]  # JSON is YAML
     return command
+
+
+def _in_words(status: Mapping[str, Any] | None) -> str:
+    """Return how a run gets on, in a few words."""
+    if status is None:
+        return ""
+    ledger = status.get("ledger") or {}
+    words = f", run {status.get('run_uid', '')[:8]} {status.get('state')}"
+    if ledger:
+        words += f", {ledger.get('used')}/{ledger.get('announced')} projections"
+    lost = [n for n in ("missing", "rejected", "dropped") if ledger.get(n)]
+    return words + "".join(f", {ledger[name]} {name}" for name in lost)
 
 
 def _last_line(log: Path) -> str:

@@ -39,7 +39,6 @@ from ebl_stream.simulation.plan import tomo_scan
 Documents = list[tuple[str, dict[str, Any]]]
 
 COLUMNS, ROWS, CENTER, N = 48, 16, 24.6, 40
-DROPPED = 7
 
 
 class Beamline:
@@ -57,7 +56,6 @@ class Beamline:
                 self.phantom,
                 self.model,
                 rotation_center=CENTER,
-                drop={DROPPED},
                 name="camera",
             )
 
@@ -133,17 +131,10 @@ def test_the_files_hold_what_the_model_predicts(
     path = beamline.phantom.project(golden_angles(N), CENTER)
     predicted = beamline.model.projections(path)
     frames, theta_deg = streams["primary"]
-    kept = np.arange(N) != DROPPED
-    assert np.array_equal(frames[kept], predicted[kept])
+    assert np.array_equal(frames, predicted)
     assert np.array_equal(theta_deg, np.rad2deg(golden_angles(N)))
     assert np.array_equal(streams["flats"][0], beamline.model.flats(5))
     assert np.array_equal(streams["darks"][0], beamline.model.darks(4))
-
-
-def test_a_dropped_frame_reads_as_the_fill_value(documents: Documents) -> None:
-    (primary,) = [frames for name, frames, _ in stored(documents) if name == "primary"]
-    assert not primary[DROPPED].any()
-    assert primary[DROPPED - 1].all()
 
 
 def test_every_frame_is_announced_once_and_in_order(documents: Documents) -> None:

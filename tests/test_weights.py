@@ -48,11 +48,19 @@ def test_a_doubled_end_point_shares_its_direction():
     np.testing.assert_allclose(weights[[0, -1]].sum(), np.pi / 180, rtol=1e-6)
 
 
-def test_a_missing_wedge_is_not_spread_on_its_edges():
+@pytest.mark.parametrize("n", [3, 5, 18, 40, 120])
+def test_a_missing_wedge_is_not_spread_on_its_edges(n):
     step = np.pi / 180
-    weights = angular_weights(np.arange(120) * step)
+    weights = angular_weights(np.arange(n) * step)
     np.testing.assert_allclose(weights[1:-1], step)
     np.testing.assert_allclose(weights[[0, -1]], 2.5 * step)
+
+
+def test_noisy_repeats_of_a_direction_do_not_shrink_the_typical_gap():
+    rng = np.random.default_rng(0)
+    once = np.arange(90) * np.pi / 90
+    theta = np.concatenate([once + rng.normal(0, 1e-4, 90) for _ in range(5)])
+    assert angular_weights(theta).sum() == pytest.approx(np.pi, rel=1e-3)
 
 
 def test_a_short_gap_is_shared_by_its_neighbors():

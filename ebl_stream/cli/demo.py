@@ -27,12 +27,15 @@ from bluesky.utils import RunEngineInterrupted
 from numpy.typing import NDArray
 from ophyd_async.core import init_devices
 
-from ebl_stream.cli.browse import has_ended_in, node_uri, wait_and_look
+from ebl_stream.cli.browse import wait_and_look
 from ebl_stream.cli.progress import ProgressView, summary
 from ebl_stream.numerics.quality import inside_circle
+from ebl_stream.profile import load
+from ebl_stream.publish.tiled_api import Address, NodePath, TiledApi, TiledFault
 from ebl_stream.publish.tiled_server import TiledServer
 from ebl_stream.simulation.detector import DetectorModel
 from ebl_stream.simulation.devices import RotationStage, TomoDetector
+from ebl_stream.simulation.faults import LostProjections
 from ebl_stream.simulation.phantom import Foam, Order
 from ebl_stream.simulation.plan import tomo_scan
 
@@ -80,7 +83,7 @@ class Demo:
     rate_hz : float
         Projections per second.
     lose : float
-        Fraction of the projections that the detector loses.
+        Fraction of the projections that are lost on the way to the house.
     seed : int
         Of the phantom, the noise and the losses.
     out : Path
@@ -107,7 +110,7 @@ class Demo:
             with self._door() as door:
                 interrupted, result = self._scan(phantom, door, view)
                 if "volume" in result:
-                    result |= self._tiled_uri(result["processed_uid"])
+                    result["tiled_uri"] = self._tiled_uri(result["processed_uid"])
         if "volume" not in result:
             view.say(f"there is no volume: {result.get('message')}")
             return 130 if interrupted else 1
@@ -142,7 +145,7 @@ class Demo:
     ) -> tuple[bool, dict[str, Any]]:
         """Run the plan; return whether it was interrupted, and what came of it."""
         engine = RunEngine({})
-        engine.subscribe(door)
+        engine.subscribe(LostProjections(door, self._lost()))
         with init_devices():
             stage = RotationStage("stage")
             camera = self._camera(stage, phantom)
@@ -171,8 +174,6 @@ class Demo:
             return interrupted, what_came(door)
 
     def _camera(self, stage: RotationStage, phantom: Foam) -> TomoDetector:
-        rng = np.random.default_rng(self.seed)
-        lost = np.flatnonzero(rng.random(self.angles) < self.lose)
         return TomoDetector(
             self.out.absolute() / "raw",
             stage,
@@ -180,25 +181,29 @@ class Demo:
             DetectorModel(self.rows, self.columns, seed=self.seed),
             # Off the middle, as on every real stage: the house has to find it.
             rotation_center=(self.columns - 1) / 2 + 0.01 * self.columns,
-            drop=lost.tolist(),
         )
 
-    def _tiled_uri(self, processed_uid: str) -> dict[str, str | None]:
+    def _lost(self) -> list[int]:
+        dice = np.random.default_rng(self.seed).random(self.angles)
+        return np.flatnonzero(dice < self.lose).tolist()
+
+    def _tiled_uri(self, processed_uid: str) -> str | None:
         """Return where Tiled serves the run; waits until it has all of it."""
-        if self.tiled not in (None, "embedded"):
-            return {"tiled_uri": None}
+        publish = load("demo").publish
+        where = self.tiled or publish.tiled
+        if where == "none":
+            return None
+        path = (*publish.path.split("/"), processed_uid)
+        if where != "embedded":
+            key = os.environ.get(publish.api_key_env)
+            return ended_at(Address.parse(where), key, path)
         # The service's own server: this one only looks who serves the folder.
         server = TiledServer(self.out)
         server.start()
-        deadline = time.monotonic() + FINISH_S
         try:
-            while server.wait_ready(max(0.0, deadline - time.monotonic())):
-                if has_ended_in(server, processed_uid):
-                    return {"tiled_uri": node_uri(server, processed_uid)}
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(POLL_S)
-            return {"tiled_uri": None}
+            if not server.wait_ready(FINISH_S):
+                return None
+            return ended_at(Address(str(server.uri)), server.api_key, path)
         finally:
             server.stop()
 
@@ -260,6 +265,24 @@ def what_came(door: Door) -> dict[str, Any]:
         return dict(door.wait(FINISH_S))
     except TimeoutError as error:
         return {"message": str(error)}
+
+
+def ended_at(address: Address, api_key: str | None, path: NodePath) -> str | None:
+    """Return where Tiled serves a run that has ended; None if it does not in time."""
+    api = TiledApi(address, api_key)
+    deadline = time.monotonic() + FINISH_S
+    try:
+        while time.monotonic() < deadline:
+            try:
+                if api.node(path)["metadata"].get("state") != "running":
+                    return address.node_uri(path)
+            except TiledFault as fault:
+                if fault.kind in ("unreachable", "denied"):
+                    return None
+            time.sleep(POLL_S)
+        return None
+    finally:
+        api.close()
 
 
 def open_volume(path: Path | str) -> zarr.Array[Any]:

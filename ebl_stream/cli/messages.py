@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ebl_stream.cli.extras import advice
 from ebl_stream.errors import InputError
 
 MAX_ERROR_LINES = 4
@@ -77,6 +78,9 @@ def answer_errors(command: Callable[[], Any], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
+        if words := advice(error):
+            complain(words)
+            return 2
         what = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         complain(f"internal fault: {what} (--debug shows the traceback)")
         return 1

@@ -91,7 +91,7 @@ class CenterFinder:
             if not self.settled:
                 self.why = verdict.why
             return False
-        measured = round(float(verdict.center) / STEP_PX) * STEP_PX
+        measured = round(round(float(verdict.center) / STEP_PX) * STEP_PX, 6)
         moved = measured != self.position
         self.source, self.spread_px, self.why = "measured", verdict.spread_px, ""
         self.position = measured

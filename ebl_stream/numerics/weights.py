@@ -49,13 +49,15 @@ def angular_weights(theta: NDArray[np.float64]) -> NDArray[np.float64]:
 def _typical_gap(gaps: NDArray[np.float64]) -> float:
     """Median of the gaps between different directions.
 
-    Repeated directions (a second turn, a doubled end point) leave gaps near zero,
-    which must not pull the median down.
+    Repeated directions (a second turn, a doubled end point, with encoder noise) leave
+    gaps near zero, which must not pull the median down; the widest gap is the missing
+    wedge where there is one, and says nothing of the others.
     """
-    real = gaps[gaps > SAME_DIRECTION]
-    if len(real) == 0:
+    real = np.sort(gaps[gaps > SAME_DIRECTION])
+    if len(real) < 2:
         return np.pi
-    return float(np.median(real[real > 0.1 * np.percentile(real, 95)]))
+    wide = np.quantile(real[:-1], 0.875, method="lower")
+    return float(np.median(real[:-1][real[:-1] > 0.1 * wide]))
 
 
 class HalfSplit:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = "ebl_stream.publish.output/1"
+FORMAT = "ebl_stream.output/1"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ service left behind is never believed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -22,6 +23,7 @@ from ebl_stream.errors import InputError
 from ebl_stream.service.run_index import file_safe
 
 TRIES, TRY_EVERY_S = 10, 0.03
+KEEP_LOGS_S = 7 * 86_400.0
 
 
 def runtime_folder() -> Path:
@@ -89,17 +91,15 @@ class ServicePlace:
 
     def take(self) -> bool:
         """Become the service of this place; False where there is one."""
-        lock = self._open_lock()
         for _ in range(TRIES):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(TRY_EVERY_S)  # a door may be looking at this moment
-            else:
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+            if self._is_locked_by_us(lock):
                 self._lock = lock
                 self._note.unlink(missing_ok=True)
+                self._remove_old_logs()
                 return True
-        os.close(lock)
+            os.close(lock)
+            time.sleep(TRY_EVERY_S)  # a door may be looking at this moment
         return False
 
     def announce(self, address: str) -> None:
@@ -121,7 +121,10 @@ class ServicePlace:
 
     def is_taken(self) -> bool:
         """Whether a service lives here."""
-        lock = self._open_lock()
+        try:
+            lock = os.open(self._lock_path, os.O_RDWR)
+        except FileNotFoundError:
+            return False
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -132,9 +135,10 @@ class ServicePlace:
             os.close(lock)
 
     def leave(self) -> None:
-        """Give the place up."""
+        """Give the place up; only the log stays."""
         if self._lock is not None:
             self._note.unlink(missing_ok=True)
+            self._lock_path.unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
@@ -142,7 +146,21 @@ class ServicePlace:
     def _note(self) -> Path:
         return self._folder / f"{self._key}.json"
 
-    def _open_lock(self) -> int:
-        # Python opens it close-on-exec: children do not keep it.
-        path = self._folder / f"{self._key}.lock"
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    @property
+    def _lock_path(self) -> Path:
+        return self._folder / f"{self._key}.lock"
+
+    def _is_locked_by_us(self, lock: int) -> bool:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who left a moment ago may have removed the file that we locked.
+            return os.path.samestat(os.fstat(lock), self._lock_path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            return False
+
+    def _remove_old_logs(self) -> None:
+        before = time.time() - KEEP_LOGS_S
+        for log in self._folder.glob("*.log"):
+            with contextlib.suppress(OSError):
+                if log.stat().st_mtime < before:
+                    log.unlink()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -101,15 +101,14 @@ class FrameFile:
         self._theta.attrs["units"] = "deg"
         self._file.swmr_mode = True
 
-    def append(self, frame: NDArray[np.uint16] | None, theta_deg: float) -> None:
-        """Add a frame and its angle; None leaves the frame at the fill value."""
+    def append(self, frame: NDArray[np.uint16], theta_deg: float) -> None:
+        """Add a frame and its angle (deg)."""
         n = len(self._theta)
         self._theta.resize(n + 1, 0)
         self._theta[n] = theta_deg
         self._theta.flush()
         self._frames.resize(n + 1, 0)
-        if frame is not None:
-            self._frames[n] = frame
+        self._frames[n] = frame
         self._frames.flush()
 
     def close(self) -> None:
@@ -128,9 +127,6 @@ class Camera:
     model : DetectorModel
     rotation_center : float, optional
         px, the column that the axis is seen at; the middle of the columns.
-    drop : collection of int
-        Numbers of projections that are announced but never reach the file, where
-        they read as the fill value (zero), as dropped frames do with areaDetector.
     """
 
     def __init__(
@@ -139,13 +135,11 @@ class Camera:
         phantom: Phantom,
         model: DetectorModel,
         rotation_center: float | None = None,
-        drop: Collection[int] = (),
     ) -> None:
         self.stage = stage
         self.phantom = phantom
         self.model = model
         self.rotation_center = rotation_center
-        self.drop = frozenset(drop)
         self.shutter_open = soft_signal_rw(bool, True)
         self.written, self._set_written = soft_signal_r_and_setter(int)
         self._frames: NDArray[np.uint16] | None = None
@@ -194,8 +188,7 @@ class Camera:
         for k, frame in enumerate(self._frames):
             due = started + (k + 1) * self._period_s
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            lost = self._kind is Kind.PROJECTION and k in self.drop
-            self._file.append(None if lost else frame, self.stage.step(k))
+            self._file.append(frame, self.stage.step(k))
             self._set_written(k + 1)
 
     def close(self) -> None:
@@ -216,7 +209,7 @@ class TomoDetector(StandardDetector):
     ----------
     directory : path
         Where the files go; must exist.
-    stage, phantom, model, rotation_center, drop
+    stage, phantom, model, rotation_center
         See `Camera`; ``model`` defaults to one of the phantom's size.
     """
 
@@ -228,11 +221,10 @@ class TomoDetector(StandardDetector):
         model: DetectorModel | None = None,
         *,
         rotation_center: float | None = None,
-        drop: Collection[int] = (),
         name: str = "camera",
     ) -> None:
         model = model or DetectorModel(phantom.n_rows, phantom.n_columns)
-        camera = Camera(stage, phantom, model, rotation_center, drop)
+        camera = Camera(stage, phantom, model, rotation_center)
         self.shutter_open = camera.shutter_open
         self.add_detector_logics(
             _Trigger(camera), _Acquire(camera), _Data(Path(directory).resolve(), camera)

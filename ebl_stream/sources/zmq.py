@@ -11,6 +11,7 @@ import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import zmq
@@ -128,6 +129,8 @@ class DoorSource(SocketListener):
             self._commit(sink)
             self._tell_all()
         finally:
+            if self.address.startswith("ipc://"):
+                Path(self.address[6:]).unlink(missing_ok=True)  # 0MQ leaves it
             # Long enough for the last words to a door that listens.
             self._socket.close(linger=500)
             self._context.term()
