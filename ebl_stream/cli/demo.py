@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import click
 import numpy as np
@@ -134,11 +135,7 @@ class Demo:
         try:
             yield door
         finally:
-            service = door.service_pid
-            door.close()
-            if service is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(service, signal.SIGTERM)
+            end_service(door)
 
     def _scan(
         self, phantom: Foam, door: Door, view: ProgressView
@@ -189,14 +186,13 @@ class Demo:
 
     def _tiled_uri(self, processed_uid: str) -> str | None:
         """Return where Tiled serves the run; waits until it has all of it."""
-        publish = load("demo").publish
-        where = self.tiled or publish.tiled
-        if where == "none":
+        if self.tiled == "none":
             return None
+        publish = load("demo").publish
         path = (*publish.path.split("/"), processed_uid)
-        if where != "embedded":
+        if self.tiled is not None and not self._is_embedded:
             key = os.environ.get(publish.api_key_env)
-            return ended_at(Address.parse(where), key, path)
+            return ended_at(Address.parse(self.tiled), key, path)
         # The service's own server: this one only looks who serves the folder.
         server = TiledServer(self.out)
         server.start()
@@ -206,6 +202,10 @@ class Demo:
             return ended_at(Address(str(server.uri)), server.api_key, path)
         finally:
             server.stop()
+
+    @property
+    def _is_embedded(self) -> bool:
+        return self.tiled in (None, "embedded")
 
     def _tell(self, result: dict[str, Any], as_json: bool) -> None:
         if as_json:
@@ -220,17 +220,32 @@ class Demo:
         click.echo(f"  import zarr; volume = zarr.open({result['volume']!r}, mode='r')")
         click.echo("or look at it through Tiled:")
         click.echo(f"  ebl-stream browse {self.out}")
-        if sys.stdout.isatty() and result["tiled_uri"]:
-            self._stay()
+        port = urlsplit(result["tiled_uri"] or "").port
+        if sys.stdout.isatty() and self._is_embedded and port is not None:
+            self._stay(port)
 
-    def _stay(self) -> None:
-        server = TiledServer(self.out)
+    def _stay(self, port: int) -> None:
+        # Where the service's server was, which ended with it.
+        server = TiledServer(self.out, port)
         server.start()
         try:
             if server.wait_ready(FINISH_S):
                 wait_and_look(server)
         finally:
             server.stop()
+
+
+def end_service(door: Door) -> None:
+    """Close the door, and end the service behind it; nothing of it is left."""
+    service = door.service_pid
+    door.close()
+    if service is None:
+        return
+    with suppress(ProcessLookupError):
+        os.kill(service, signal.SIGTERM)
+    deadline = time.monotonic() + FINISH_S
+    while door.service_pid == service and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 @contextmanager

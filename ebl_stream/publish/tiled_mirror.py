@@ -94,11 +94,13 @@ class RunMirror:
     def _create_run(self, api: TiledApi, metadata: dict[str, Any]) -> None:
         for depth in range(1, len(self.path)):
             api.create_container(self.path[:depth], {})
-        created = api.create_container(self.path, metadata, [SPEC])
+        # It runs on until Tiled has all of it: the final state is told last.
+        begun = {**metadata, "state": "running"}
+        created = api.create_container(self.path, begun, [SPEC])
         if not created and not self._is_ours(api.node(self.path)):
             name = "/".join(self.path)
             raise TiledFault("refused", f"{name} is there and is another's")
-        self._told_metadata = metadata if created else {}
+        self._told_metadata = begun if created else {}
 
     def _is_ours(self, node: dict[str, Any]) -> bool:
         specs = {spec["name"] for spec in node.get("specs") or ()}
