@@ -14,6 +14,7 @@ from typing import Any
 
 from ebl_stream.service.run_index import RunIndex, file_safe
 from ebl_stream.transport.backlog import Backlog
+from ebl_stream.transport.buffers import Buffers
 from ebl_stream.transport.journal import JournalWriter
 from ebl_stream.transport.new_journal import new_journal
 from ebl_stream.transport.packable import as_bytes, pack_leniently
@@ -49,6 +50,7 @@ class DocumentRecorder:
         """Documents written so far."""
         self._index = RunIndex()
         self._backlog = Backlog(MEMORY_BYTES)
+        self._buffers = Buffers()
         self._writers: dict[str, JournalWriter] = {}
         self._runs: dict[int, tuple[str, float, bool]] = {}
         self._news = threading.Condition()
@@ -63,7 +65,7 @@ class DocumentRecorder:
     def __call__(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take one document."""
         try:
-            packed = pack_leniently(name, doc, self._note)
+            packed = pack_leniently(name, doc, self._note, self._buffers)
             run_uid = self._index.run_uid(name, doc) or "unsorted"
             with self._news:
                 number = self._backlog.end

@@ -84,7 +84,7 @@ class Geometry(_Section):
     """p(theta, s), s = column - rotation_center, x cos(theta) + y sin(theta) = s."""
 
     rotation_center: float | None = None
-    """px, column of the stored frame; null: file, then previous, then measured."""
+    """px, column of the stored frame; null: file or start document, then measured."""
     use_file_center: bool = True
     """False ignores what the file or start document states, and measures."""
     reverse_theta: bool = False

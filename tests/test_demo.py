@@ -59,12 +59,18 @@ def test_demo_ends_by_itself_with_a_good_volume(tmp_path: Path) -> None:
     assert result["psnr_db"] > 15
 
 
-def test_demo_with_losses_is_partial_and_says_so(tmp_path: Path) -> None:
+def test_demo_with_losses_names_each_one(tmp_path: Path) -> None:
     done = demo(tmp_path, "--lose", 0.1, "--order", "interlaced", "--tiled", "none")
     assert done.returncode == 3, done.stderr
-    assert "rejected (blank" in done.stdout
+    assert "9 missing" in done.stdout
     assert "PSNR" in done.stdout
     assert "ebl-stream browse" in done.stdout
+    (path,) = (tmp_path / "ebl_stream_out").glob("recon-*/metadata.json")
+    ledger = json.loads(path.read_text())["ledger"]
+    assert ledger["missing"] == N - ledger["used"] == 9
+    named = [range(*pair) for pair in ledger["missing_indices"]]
+    dice = np.random.default_rng(0).random(N)
+    assert [k for each in named for k in each] == np.flatnonzero(dice < 0.1).tolist()
 
 
 class Subscriber:

@@ -21,6 +21,7 @@ from typing import Any
 
 from ebl_stream.transport import wire
 from ebl_stream.transport.backlog import Backlog
+from ebl_stream.transport.buffers import Buffers
 from ebl_stream.transport.journal import SUFFIX, JournalWriter
 from ebl_stream.transport.packable import as_bytes, pack_leniently
 from ebl_stream.transport.sender import Sender
@@ -70,6 +71,7 @@ class Link:
         """After `close`: the journal with the documents that nobody took."""
         self._folder = folder or Path(tempfile.gettempdir())
         self._backlog = Backlog(max_bytes, self._folder)
+        self._buffers = Buffers()
         self._on_status = on_status
         self._news = threading.Condition()
         self._statuses: dict[str, Status] = {}
@@ -85,7 +87,7 @@ class Link:
     def send(self, name: str, doc: Mapping[str, Any]) -> None:
         """Take a document; returns at once, whatever the service does."""
         try:
-            packed = pack_leniently(name, doc, self.note)
+            packed = pack_leniently(name, doc, self.note, self._buffers)
             if len(packed) > wire.MAX_DOCUMENT_BYTES:
                 raise ValueError(f"{len(packed)} bytes, at most 1 GiB")
             if name == "start":
@@ -200,6 +202,7 @@ class Link:
 
     def acknowledged(self, end: int) -> None:
         """All documents before ``end`` are in the service's journal."""
+        self._buffers.stock_up()
         if self._backlog.release(end):
             with self._news:
                 self._news.notify_all()
