@@ -93,13 +93,7 @@ def open_with_profile(
         The source or the profile is wrong; nothing was written.
     """
     given = load(profile_name, dict(overrides)) if profile_name else None
-    source, profile = open_source(address, given, speed=speed)
-    if given is None and overrides:
-        # The choice was made by what the source is; now with the user's settings.
-        source.close()
-        given = load(profile.name, dict(overrides))
-        source, profile = open_source(address, given, speed=speed)
-    return source, profile
+    return open_source(address, given, overrides=dict(overrides), speed=speed)
 
 
 def replay(

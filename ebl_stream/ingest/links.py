@@ -18,6 +18,9 @@ from ebl_stream.ingest.truncated import is_truncated
 _MAX_HOPS = 16
 _MAX_SOURCES = 20_000
 
+DAMAGE = (KeyError, OSError, RuntimeError, ValueError)
+"""What h5py raises where a file's structure is broken or cut off."""
+
 Opener = Callable[[Path], h5py.File]
 
 
@@ -41,7 +44,7 @@ def walk(
     parts = [part for part in path.split("/") if part not in ("", ".")]
     here: h5py.Group | h5py.Dataset = _member(file, file, "/", path)
     for i, part in enumerate(parts):
-        link = here.get(part, getlink=True) if isinstance(here, h5py.Group) else None
+        link = _link(file, here, part, path)
         rest = "/".join(parts[i + 1 :])
         if isinstance(link, h5py.SoftLink):
             base = "" if link.path.startswith("/") else f"{here.name}/"
@@ -60,17 +63,30 @@ def walk(
     return here
 
 
+def _link(
+    file: h5py.File, here: h5py.Group | h5py.Dataset, part: str, path: str
+) -> object:
+    try:
+        return here.get(part, getlink=True) if isinstance(here, h5py.Group) else None
+    except DAMAGE as error:
+        raise InputError(_unopened(file, path, error)) from None
+
+
 def _member(
     file: h5py.File, here: h5py.Group | h5py.Dataset, part: str, path: str
 ) -> h5py.Group | h5py.Dataset:
     try:
         member = here[part]
-    except (KeyError, OSError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise InputError(f"{file.filename}: cannot open {path}: {text}") from None
+    except DAMAGE as error:
+        raise InputError(_unopened(file, path, error)) from None
     if isinstance(member, h5py.Group | h5py.Dataset):
         return member
     raise InputError(f"{file.filename}: {path} is a data type, not a dataset")
+
+
+def _unopened(file: h5py.File, path: str, error: Exception) -> str:
+    text = " ".join(str(error).strip("'\"").split())[:200]
+    return f"{file.filename}: cannot open {path}: {text}"
 
 
 def _absent(

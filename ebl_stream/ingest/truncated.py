@@ -56,6 +56,30 @@ def is_truncated(path: str | Path) -> bool:
     return superblock is not None and os.path.getsize(path) < superblock.stored_end
 
 
+def shortage(path: str | Path) -> str:
+    """Say how much of a truncated file is there; empty where it is whole."""
+    superblock = Superblock.read(path)
+    size = os.path.getsize(path)
+    if superblock is None or size >= superblock.stored_end:
+        return ""
+    name = Path(path).name
+    return f"{name} is truncated: {size} of {superblock.stored_end} bytes are there"
+
+
+def survivors(dataset: h5py.Dataset) -> NDArray[np.bool_]:
+    """Return for each entry of the first axis whether its file really has it.
+
+    A file that is whole, or that a writer still holds, has all of them.
+    """
+    n = dataset.shape[0] if dataset.shape else 1
+    path = dataset.file.filename
+    superblock = Superblock.read(path)
+    size = os.path.getsize(path)
+    if superblock is None or size >= superblock.stored_end or superblock.being_written:
+        return np.ones(n, bool)
+    return Reach(dataset, size)(0, n)
+
+
 class PaddedFile(io.RawIOBase):
     """A file, read-only, that seems to go on with zeros up to a given size."""
 

@@ -36,7 +36,7 @@ class Slab:
     n_used: int
     """Projections that went into it."""
     coverage: float
-    """Distinct directions present over directions owed, 0..1."""
+    """Projections in it over projections that the run owes, 0..1."""
 
 
 class RunRecord:

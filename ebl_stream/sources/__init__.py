@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ebl_stream.errors import InputError
-from ebl_stream.profile import Profile
+from ebl_stream.profile import Profile, load
 from ebl_stream.transport.journal import is_journal
 
 
@@ -29,16 +29,22 @@ class Source(Protocol):
 
 
 def open_source(
-    address: str, profile: Profile | None, *, speed: float | None = None
+    address: str,
+    profile: Profile | None,
+    *,
+    overrides: dict[str, Any] | None = None,
+    speed: float | None = None,
 ) -> tuple[Source, Profile]:
     """Open what is to be replayed, and look at all of it before anything is made.
 
     Parameters
     ----------
     address : str
-        A path (HDF5 scan or journal), ``tiled:URL#uid`` or ``databroker:NAME/uid``.
+        A path (HDF5 scan or journal), ``tiled:URL#uid`` or ``databroker:CATALOG/uid``.
     profile : Profile, optional
         None takes the shipped profile that fits.
+    overrides : mapping, optional
+        ``{"dotted.path": value}`` on top of the shipped profile.
     speed : float, optional
         1 keeps the recorded cadence, 2 doubles it; None is as fast as possible.
 
@@ -58,17 +64,17 @@ def open_source(
     if kind in ("tiled", "databroker"):
         from ebl_stream.sources.archive import open_archive
 
-        return open_archive(kind, rest, profile)
+        return open_archive(kind, rest, profile or load("default", overrides))
     path = Path(address).expanduser()
     _require_file(path)
     if is_journal(path):
         from ebl_stream.sources.recorded import RecordedSource
 
-        source = RecordedSource(path, profile, speed=speed)
+        source = RecordedSource(path, profile, overrides=overrides, speed=speed)
     else:
         from ebl_stream.sources.files import FileSource
 
-        source = FileSource(path, profile, speed=speed)
+        source = FileSource(path, profile, overrides=overrides, speed=speed)
     return source, source.profile
 
 

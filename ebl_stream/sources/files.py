@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Kind
 from ebl_stream.ingest.hdf5 import open_hdf5
+from ebl_stream.ingest.links import DAMAGE
+from ebl_stream.ingest.truncated import shortage
 from ebl_stream.profile import Keys, Profile, load, shipped
 from ebl_stream.sources.checks import ScanFile, Stack, check_scan
 from ebl_stream.sources.layouts import Container, find_layout
@@ -43,6 +45,8 @@ class FileSource:
     profile : Profile, optional
         Names datasets, streams and data keys; None takes the shipped one of the
         layout. :attr:`profile` is that with the data keys of the documents.
+    overrides : mapping, optional
+        ``{"dotted.path": value}`` on top of the shipped profile.
     speed : float, optional
         1 keeps the recorded cadence, where the file has the time of every frame.
 
@@ -53,17 +57,23 @@ class FileSource:
     """
 
     def __init__(
-        self, path: Path, profile: Profile | None, *, speed: float | None = None
+        self,
+        path: Path,
+        profile: Profile | None,
+        *,
+        overrides: dict[str, Any] | None = None,
+        speed: float | None = None,
     ) -> None:
         self.path = path.resolve()
-        base = profile or load("default")
+        base = profile or load("default", overrides)
         self.roots = (
             self.path.parent,
             *(Path(root).expanduser().resolve() for root in base.files.roots),
         )
         self._scan = _look(self.path, self.roots, base)
         layout = self._scan.layout.name
-        fitting = load(layout) if profile is None and layout in shipped() else base
+        is_shipped = profile is None and layout in shipped()
+        fitting = load(layout, overrides) if is_shipped else base
         self.profile = _with_keys(fitting, self._scan)
         self._speed = speed
 
@@ -85,8 +95,17 @@ def _look(path: Path, roots: Sequence[Path], profile: Profile) -> ScanFile:
             limit = profile.files.max_frame_bytes
             scan = Container(file, path, roots, max_frame_bytes=limit)
             return check_scan(scan, find_layout(scan, profile), profile)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as HDF5: {error}") from None
+    except InputError as error:
+        raise InputError("\n".join(filter(None, (str(error), _cut(path))))) from None
+    except DAMAGE as error:
+        text = " ".join(str(error).split())[:200]
+        why = "\n".join(filter(None, (text, _cut(path))))
+        raise InputError(f"{path} cannot be read as HDF5: {why}") from None
+
+
+def _cut(path: Path) -> str:
+    short = shortage(path)
+    return short and f"{short}; copy it again from where it was written"
 
 
 def _with_keys(profile: Profile, scan: ScanFile) -> Profile:
@@ -152,8 +171,9 @@ class _Run:
             "uid": self._uid("stop"),
             "run_start": self.uid,
             "time": self.time,
-            "exit_status": "success",
-            "reason": "",
+            # Whoever wrote a truncated file, or copied it, did not come to the end.
+            "exit_status": "fail" if self.scan.shortage else "success",
+            "reason": self.scan.shortage,
             "num_events": dict(self.num_events),
         }
 

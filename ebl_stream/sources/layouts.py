@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from ebl_stream.errors import InputError
 from ebl_stream.ingest.hdf5 import open_dataset
+from ebl_stream.ingest.links import DAMAGE
+from ebl_stream.ingest.truncated import survivors
 from ebl_stream.profile import Datasets, Profile, load
 
 logger = logging.getLogger(__name__)
@@ -104,10 +108,20 @@ class Container:
         """Return the first of these names that the file has."""
         return next((name for name in names if _exists(self.file, name)), None)
 
+    def values(self, dataset: h5py.Dataset) -> NDArray[np.float64]:
+        """Read a list of numbers, or one; what a truncated file has lost is NaN."""
+        values = np.asarray(dataset[()], np.float64)
+        if not values.ndim:
+            return values if survivors(dataset).all() else np.full((), np.nan)
+        values[~survivors(dataset)] = np.nan
+        return values
+
     def text(self, names: Sequence[str]) -> str | None:
         """Read the first of these that is there as a text."""
         dataset = self.open_optional(names)
-        value = dataset[()] if dataset is not None else None
+        if dataset is None or not survivors(dataset).all():
+            return None
+        value = dataset[()]
         if isinstance(value, np.ndarray) and value.size == 1:
             value = value.ravel()[0]
         if isinstance(value, bytes):
@@ -221,16 +235,29 @@ def _subgroups(file: h5py.File, path: str) -> list[str]:
     group = file.get(path) if _is_local(file, path) else None
     if not isinstance(group, h5py.Group):
         return []
-    return [
-        str(name)
-        for name in group
-        if isinstance(group.get(name, getlink=True), h5py.HardLink)
-        and group.get(name, getclass=True) is h5py.Group
-    ]
+    try:
+        names = list(group)
+    except DAMAGE as error:
+        logger.debug("%s: %s", path, error)
+        return []
+    return [str(name) for name in names if _is_own_group(group, name)]
+
+
+def _is_own_group(group: h5py.Group, name: str) -> bool:
+    try:
+        return (
+            isinstance(group.get(name, getlink=True), h5py.HardLink)
+            and group.get(name, getclass=True) is h5py.Group
+        )
+    except DAMAGE:
+        return False
 
 
 def _exists(file: h5py.File, path: str) -> bool:
-    """Say whether a path leads somewhere, without following external links."""
+    """Say whether a path leads somewhere, without following external links.
+
+    Something broken is there, too: who opens it is told so.
+    """
     return _walk(file, path, _MAX_SOFT_LINKS) is not None
 
 
@@ -239,7 +266,18 @@ def _is_local(file: h5py.File, path: str) -> bool:
 
 
 def _walk(file: h5py.File, path: str, soft_links: int) -> str | None:
-    """Follow a path; ``external`` as soon as it leaves the file (judged on opening)."""
+    """Follow a path: ``local``, ``external``, ``broken``, or None: nothing is there.
+
+    ``external`` as soon as it leaves the file (judged on opening).
+    """
+    try:
+        return _follow(file, path, soft_links)
+    except DAMAGE as error:
+        logger.debug("%s: %s", path, error)
+        return "broken"
+
+
+def _follow(file: h5py.File, path: str, soft_links: int) -> str | None:
     parts = [part for part in path.split("/") if part]
     here: h5py.Group = file
     for i, part in enumerate(parts):
@@ -264,5 +302,6 @@ def _datasets(file: h5py.File) -> Iterator[str]:
         if isinstance(item, h5py.Dataset) and item.shape:
             found.append(f"/{name} {item.shape}")
 
-    file.visititems(visit)
+    with contextlib.suppress(*DAMAGE):
+        file.visititems(visit)
     return iter(found)

@@ -32,6 +32,8 @@ class RecordedSource:
     path : pathlib.Path
     profile : Profile, optional
         None takes the shipped profile that fits the recorded data keys.
+    overrides : mapping, optional
+        ``{"dotted.path": value}`` on top of the shipped profile.
     speed : float, optional
         1 keeps the recorded cadence; None is as fast as possible.
 
@@ -42,7 +44,12 @@ class RecordedSource:
     """
 
     def __init__(
-        self, path: Path, profile: Profile | None, *, speed: float | None = None
+        self,
+        path: Path,
+        profile: Profile | None,
+        *,
+        overrides: dict[str, Any] | None = None,
+        speed: float | None = None,
     ) -> None:
         self.path = path.resolve()
         self._speed = speed
@@ -51,7 +58,8 @@ class RecordedSource:
             look(name, doc)
         if not look.n_runs:
             raise InputError(f"{path}: the journal holds no run (no start document)")
-        self.profile = profile or load("nxtomo" if look.has_image_key else "default")
+        fitting = "nxtomo" if look.has_image_key else "default"
+        self.profile = profile or load(fitting, overrides)
         own = (self.path.parent,)
         given = tuple(
             Path(root).expanduser().resolve() for root in self.profile.files.roots
