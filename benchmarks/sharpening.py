@@ -47,8 +47,7 @@ def looks() -> list[tuple[int, np.ndarray, np.ndarray]]:
         total.put(Frame(k, Kind.PROJECTION, theta[k], raw[k]))
         if k + 1 in SHOWN:
             total.settle()
-            total.remove_rings()
-            ((volume, difference),) = grids.look()
+            ((volume, difference),) = total.look(without_rings=True)
             seen.append((k + 1, volume[N_ROWS // 2], difference[N_ROWS // 2]))
     grids.close()
     return seen

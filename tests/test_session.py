@@ -203,6 +203,16 @@ def test_versions_are_counted_in_projections(raw, run):
     assert first_told[4].state == "complete"
 
 
+def test_the_last_volume_does_not_depend_on_the_looks_before(raw, run):
+    items = [*REFERENCES, *projections(raw, range(N_ANGLES)), END]
+    stages = [*PLAIN["preprocess"], "remove_rings"]
+    often, rarely = (
+        run(items, center=None, preprocess=stages, **{"refresh.every": every})[1]
+        for every in (0.05, 1.0)
+    )
+    assert nrmse(often, rarely) < 1e-6
+
+
 def test_an_aborted_run_leaves_what_it_has(raw, run):
     aborted = Closed("abort", "beam lost", None, 0)
     result, volume = run([*REFERENCES, *projections(raw, range(70)), aborted])

@@ -18,6 +18,9 @@ T = TypeVar("T")
 Shares = tuple[float, float]
 """Weights, rad, with which a projection is added to halves A and B."""
 
+Look = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""(A + B, A - B) of every slab, ``[z, y, x]``, 1/px."""
+
 
 class Grids:
     """One accumulator per slab; slabs are independent, each on a thread of its own.
@@ -53,9 +56,12 @@ class Grids:
         """Empty all grids; what is added from now on turns about the given center."""
         self.rotation_center = rotation_center
         self._accumulators.clear()
-        self._accumulators.extend(
-            self._reconstruct.accumulator(z1 - z0, self.n_columns, rotation_center)
-            for z0, z1 in self.slabs
+        self._accumulators.extend(map(self._empty, self.slabs))
+
+    def _empty(self, slab: tuple[int, int]) -> Accumulator:
+        z0, z1 = slab
+        return self._reconstruct.accumulator(
+            z1 - z0, self.n_columns, self.rotation_center
         )
 
     def add(
@@ -69,7 +75,6 @@ class Grids:
         Parameters
         ----------
         values : ndarray, [angle, row, column]
-            One for every angle, or a single one that is added at every angle.
         theta : sequence of float
             rad.
         shares : sequence of (float, float)
@@ -80,7 +85,6 @@ class Grids:
             z0, z1 = self.slabs[slab]
             grids = self._accumulators[slab]
             spokes = grids.spokes(values[:, z0:z1])
-            spokes = np.broadcast_to(spokes, (len(theta), *spokes.shape[1:]))
             for spoke, angle, share in zip(spokes, theta, shares, strict=True):
                 grids.add(spoke, angle, *share)
 
@@ -90,11 +94,35 @@ class Grids:
         """Return ``work`` of every slab's arguments, on the slabs' threads."""
         return list(self._pool.map(work, *arguments))
 
-    def look(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Return (A + B, A - B) of every slab, ``[row, y, x]``, 1/px."""
-        return self.each_slab(
-            lambda grids: (grids.volume(), grids.half_difference()), self._accumulators
-        )
+    def look(
+        self,
+        constant: NDArray[np.float32] | None,
+        theta: Sequence[float],
+        shares: Sequence[Shares],
+    ) -> Look:
+        """Return (A + B, A - B) of every slab, ``[row, y, x]``, 1/px.
+
+        Parameters
+        ----------
+        constant : ndarray, [row, column], optional
+            What every projection has too much, in line integrals: by linearity it
+            is taken away here, afresh at each look, so that the result does not
+            depend on how many looks there were before.
+        theta, shares
+            Of the projections in the grids, see `add`.
+        """
+
+        def one(slab: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            grids, less = self._accumulators[slab], None
+            if constant is not None:
+                z0, z1 = self.slabs[slab]
+                less = self._empty((z0, z1))
+                (spoke,) = less.spokes(constant[None, z0:z1])
+                for angle, share in zip(theta, shares, strict=True):
+                    less.add(spoke, angle, *share)
+            return grids.volume(less), grids.half_difference(less)
+
+        return self.each_slab(one, range(len(self.slabs)))
 
     def close(self) -> None:
         """Free the grids and the threads."""

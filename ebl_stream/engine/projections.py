@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ebl_stream.engine.grids import Grids, Shares
+from ebl_stream.engine.grids import Grids, Look, Shares
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.window import Slot, Window
 from ebl_stream.frames import Frame
@@ -41,7 +41,6 @@ class ProjectionSum:
         self._center_rows: dict[int, NDArray[np.float32]] = {}
         self._total: NDArray[np.float64] | None = None
         self._summed: set[int] = set()
-        self._rings: NDArray[np.float32] | None = None
         self.angular_coverage = 0.0
         """Share of the half circle that the angles present stand for, 0..1."""
 
@@ -80,7 +79,7 @@ class ProjectionSum:
             self.references = references
             self._center_rows.clear()
             self._summed.clear()
-            self._total = self._rings = None
+            self._total = None
 
     def balance_halves(self) -> None:
         """Let the halves alternate in sorted direction; A + B stays as it is."""
@@ -88,18 +87,21 @@ class ProjectionSum:
         for slot, half in zip(self.window.slots(), halves, strict=True):
             slot.half = int(half)
 
-    def remove_rings(self) -> None:
-        """Take away what every angle sees alike, from both halves, by linearity."""
-        if self._rooms.rings is None or self._total is None:
-            return
-        mean = (self._total / len(self._summed)).astype(np.float32)
-        rings = self._rooms.rings.profile(mean)
-        change = rings if self._rings is None else rings - self._rings
+    def look(self, *, without_rings: bool) -> Look:
+        """Return (A + B, A - B) of every slab, ``[z, y, x]``, 1/px.
+
+        Parameters
+        ----------
+        without_rings : bool
+            Take away what every angle sees alike, from both halves.
+        """
+        rings = None
+        if without_rings and self._rooms.rings is not None and self._total is not None:
+            mean = (self._total / len(self._summed)).astype(np.float32)
+            rings = self._rooms.rings.profile(mean)
         slots = list(self.window.slots())
-        self.grids.add(
-            -change[None], [s.theta for s in slots], [s.applied for s in slots]
-        )
-        self._rings = rings
+        shares = [slot.applied for slot in slots]
+        return self.grids.look(rings, [slot.theta for slot in slots], shares)
 
     def center_rows(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return some rows' line integrals ``[angle, row, column]``, and theta, rad."""
@@ -131,7 +133,7 @@ class ProjectionSum:
         for index, value in zip(indices, values, strict=True):
             if index not in self._summed:
                 self._note(index, value)
-        return values if self._rings is None else values - self._rings
+        return values
 
     def _raw_line_integrals(self, indices: list[int]) -> NDArray[np.float32]:
         images = [self.window.image(index) for index in indices]

@@ -224,7 +224,6 @@ class Session:
             return
         if not self.center.settled:
             self._find_center()
-        self._remove_rings()
         self._publish(final=False)
 
     def _find_center(self) -> bool:
@@ -236,22 +235,16 @@ class Session:
         projections.settle()
         return True
 
-    def _remove_rings(self) -> None:
-        rings = self._rooms.rings
-        if rings is not None and self._coverage() >= rings.min_coverage:
-            self._projections().remove_rings()
-
     def _coverage(self) -> float:
         owed = self._ledgers[Kind.PROJECTION].n_owed
         return len(self._window) / owed if owed else 0.0
 
     def _publish(self, final: bool) -> None:
-        projections = self._projections()
+        rings, coverage = self._rooms.rings, self._coverage()
         self._views.publish(
-            projections.grids,
-            n_used=len(self._window),
-            coverage=self._coverage(),
-            angular_coverage=projections.angular_coverage,
+            self._projections(),
+            without_rings=rings is not None and coverage >= rings.min_coverage,
+            coverage=coverage,
             received=(self._first, self._last),
             provenance=self._provenance(),
             final=final,
@@ -291,7 +284,6 @@ class Session:
         projections.settle()
         if self.center.may_be_measured:
             self._find_center()
-        self._remove_rings()
         self._publish(final=True)
 
     def _is_whole(self, closed: Closed) -> bool:

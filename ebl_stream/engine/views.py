@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream import __version__
-from ebl_stream.engine.grids import Grids
+from ebl_stream.engine.grids import Grids, Look
+from ebl_stream.engine.projections import ProjectionSum
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.rotation_center import CenterFinder
 from ebl_stream.frames import Scan
@@ -17,10 +18,6 @@ from ebl_stream.numerics.quality import quality_row
 from ebl_stream.profile import Profile
 from ebl_stream.publish.output import ArraySpec, RunOutput
 from ebl_stream.result import Progress, Result, State
-
-Look = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""(volume, half difference) of every slab, ``[z, y, x]``."""
-
 
 WHOLE_CIRCLE = 0.9
 """Share of the half circle below which split-half resolution means nothing."""
@@ -69,11 +66,10 @@ class Views:
 
     def publish(
         self,
-        grids: Grids,
+        projections: ProjectionSum,
         *,
-        n_used: int,
+        without_rings: bool,
         coverage: float,
-        angular_coverage: float,
         received: tuple[float | None, float | None],
         provenance: dict[str, Any],
         final: bool,
@@ -81,7 +77,8 @@ class Views:
         """Look at the volume, and write what the rooms make of it."""
         begun = time.monotonic()
         first, last = received
-        look = grids.look()
+        grids, n_used = projections.grids, len(projections.window)
+        look = projections.look(without_rings=without_rings)
         if final and last is not None:
             self.latency["last_projection_to_recon"] = time.monotonic() - last
         self._open(grids, provenance)
@@ -97,7 +94,7 @@ class Views:
             lambda k: quality_row(k, *grids.slabs[k], *map(_sample, look[k]), **stamp),
             range(len(look)),
         )
-        if angular_coverage < WHOLE_CIRCLE:
+        if projections.angular_coverage < WHOLE_CIRCLE:
             # The halves share a missing wedge, so they agree on what it hides.
             for row in self._rows:
                 row["resolution_px"] = None

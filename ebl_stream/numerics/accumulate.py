@@ -61,7 +61,8 @@ class Accumulator:
         # Two real slices are the real and imaginary part of one complex grid.
         self._pairs = (n_rows + 1) // 2
         shape = (2, self.n_grid, self.n_grid, 2 * self._pairs)
-        self._halves = np.zeros(shape, np.float32)
+        self.halves = np.zeros(shape, np.float32)
+        """Grids A and B, ``[half, ky, kx, lane]``; lanes as in `spokes`."""
         self._n_padded = 2 * _fast_length(n_columns)
         self._frequency = np.arange(-self._n_padded // 2, self._n_padded // 2 + 1)
         self._frequency = self._frequency / self._n_padded
@@ -75,11 +76,11 @@ class Accumulator:
     @property
     def nbytes(self) -> int:
         """Bytes of both grids."""
-        return self._halves.nbytes
+        return self.halves.nbytes
 
     def reset(self) -> None:
         """Forget everything that was added."""
-        self._halves.fill(0)
+        self.halves.fill(0)
 
     def spokes(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Filter projections; the result may be added any number of times.
@@ -129,7 +130,7 @@ class Accumulator:
         for half, weight in enumerate((weight_a, weight_b)):
             if weight != 0:
                 _scatter(
-                    self._halves[half],
+                    self.halves[half],
                     spoke,
                     self._frequency,
                     direction,
@@ -138,13 +139,25 @@ class Accumulator:
                     np.float32(weight),
                 )
 
-    def volume(self) -> NDArray[np.float32]:
-        """Return A + B as slices ``[row, y, x]``, 1/px."""
-        return self._slices(self._halves[0] + self._halves[1])
+    def volume(self, less: Accumulator | None = None) -> NDArray[np.float32]:
+        """Return A + B as slices ``[row, y, x]``, 1/px.
 
-    def half_difference(self) -> NDArray[np.float32]:
+        ``less`` is taken away first: grids of the same slab that hold what every
+        projection has too much.
+        """
+        total = self.halves[0] + self.halves[1]
+        if less is not None:
+            total -= less.halves[0]
+            total -= less.halves[1]
+        return self._slices(total)
+
+    def half_difference(self, less: Accumulator | None = None) -> NDArray[np.float32]:
         """Return A - B, ``[row, y, x]``: a map of the volume's noise, 1/px."""
-        return self._slices(self._halves[0] - self._halves[1])
+        difference = self.halves[0] - self.halves[1]
+        if less is not None:
+            difference -= less.halves[0]
+            difference += less.halves[1]
+        return self._slices(difference)
 
     def _slices(self, grid: NDArray[np.float32]) -> NDArray[np.float32]:
         spectrum = grid.view(np.complex64)

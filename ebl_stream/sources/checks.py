@@ -183,8 +183,8 @@ def _references(
         image = dataset[()]
         _require_usable([image], scan, name, role)
         return _described(name, dataset, (1, *image.shape), image=image)
-    _require_signal(scan, name, role, np.arange(dataset.shape[0]))
     _check_count(f"{scan.path}: {name} ({role})", dataset, profile)
+    _require_signal(scan, name, role, np.arange(dataset.shape[0]))
     return _described(name, dataset, dataset.shape)
 
 
@@ -249,7 +249,7 @@ def _per_frame(dataset: h5py.Dataset) -> bool:
 
 def _theta(
     scan: Container, name: str, n_frames: int
-) -> tuple[Stack, NDArray[np.floating[Any]]]:
+) -> tuple[Stack, NDArray[np.float64]]:
     dataset = scan.open(name)
     if dataset.dtype.kind not in "iuf" or not _per_frame(dataset):
         raise InputError(

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_SOFT_LINKS = 16
 _MAX_LISTED = 8
+_MAX_TEXT = 256
 _TIMES = (
     "/exchange/time",
     "/defaults/NDArrayTimeStamp",
@@ -126,7 +127,7 @@ class Container:
             value = value.ravel()[0]
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
-        return value if isinstance(value, str) else None
+        return value[:_MAX_TEXT] if isinstance(value, str) else None
 
     def advice(self, role: str) -> str:
         """Say which datasets there are and how one is named."""
