@@ -72,7 +72,7 @@ class Reconstruction:
         if live:
             self.rooms.warm_up()
         self._sorter = RunSorter(
-            lambda start: Run(self),
+            lambda start: Run(self, start["uid"]),
             stop_grace_s=profile.run.stop_grace_s,
             silence_s=profile.run.silence_s,
         )
@@ -93,8 +93,9 @@ class Reconstruction:
 class Run:
     """One run on its way: documents -> items -> session."""
 
-    def __init__(self, house: Reconstruction) -> None:
+    def __init__(self, house: Reconstruction, run_uid: str) -> None:
         self._house = house
+        self._run_uid = run_uid
         self._assembler = Assembler(house.profile, rows=house.rows, roots=house.roots)
         self._session: Session | None = None
         self._failed = False
@@ -162,6 +163,8 @@ class Run:
         if session is not None:
             session.fail(str(error))
             session.close()
+        elif self._house.on_progress is not None:
+            self._house.on_progress(Progress.never_began(self._run_uid, str(error)))
 
 
 class CenterMemory:

@@ -38,6 +38,29 @@ class Progress:
     """Path of the reconstructed volume's zarr array."""
     message: str = ""
 
+    @classmethod
+    def never_began(cls, run_uid: str, why: str) -> Progress:
+        """Return what is said of a run that failed before its first frame."""
+        return cls(
+            run_uid=run_uid,
+            processed_uid="",
+            state="failed",
+            n_owed=0,
+            n_received=0,
+            n_used=0,
+            coverage=0.0,
+            version=0,
+            rotation_center=None,
+            rotation_center_source="assumed",
+            rate_hz=0.0,
+            latency_s=None,
+            resolution_px=None,
+            eta_s=None,
+            ledger={},
+            volume=None,
+            message=why,
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         return asdict(self)
