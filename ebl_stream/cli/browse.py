@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +41,15 @@ def browse(out: Path) -> int:
         return 0
     finally:
         server.stop()
+
+
+def command() -> str:
+    """Return how this command line can be called from where the user is."""
+    if shutil.which("ebl-stream"):
+        return "ebl-stream"
+    if Path(sys.argv[0]).name == "ebl-stream":
+        return sys.argv[0]
+    return f"{sys.executable} -m ebl_stream.cli"
 
 
 def records(out: Path) -> Iterator[RunRecord]:
@@ -80,5 +91,6 @@ def wait_and_look(server: TiledServer) -> None:
     click.echo(f"           from_uri({server.uri!r}, api_key={server.api_key!r})")
     click.echo("Ctrl-C stops it; the results stay.")
     with contextlib.suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         signal.pause()

@@ -19,6 +19,7 @@ from ebl_stream.cli.messages import answer_errors, log_to_stderr, stdout_to_stde
 from ebl_stream.cli.options import (
     DEFAULT_OUT,
     RowsOption,
+    SpeedOption,
     json_option,
     out_option,
     set_option,
@@ -58,7 +59,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 @out_option
 @click.option(
     "--speed",
-    type=click.FloatRange(min=0, min_open=True),
+    type=SpeedOption(),
     help="1 = the recorded cadence. [default: as fast as possible]",
 )
 @click.option("--rows", type=RowsOption(), help="Detector rows, half-open, 0-based.")

@@ -28,7 +28,7 @@ from bluesky.utils import RunEngineInterrupted
 from numpy.typing import NDArray
 from ophyd_async.core import init_devices
 
-from ebl_stream.cli.browse import wait_and_look
+from ebl_stream.cli.browse import command, wait_and_look
 from ebl_stream.cli.progress import ProgressView, summary
 from ebl_stream.numerics.quality import inside_circle
 from ebl_stream.profile import load
@@ -219,7 +219,7 @@ class Demo:
         click.echo("\nOpen it in Python:")
         click.echo(f"  import zarr; volume = zarr.open({result['volume']!r}, mode='r')")
         click.echo("or look at it through Tiled:")
-        click.echo(f"  ebl-stream browse {self.out}")
+        click.echo(f"  {command()} browse {self.out}")
         port = urlsplit(result["tiled_uri"] or "").port
         if sys.stdout.isatty() and self._is_embedded and port is not None:
             self._stay(port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,22 @@ class RowsOption(click.ParamType):
             wanted = "two row numbers with A < B, such as 0:64"
             self.fail(f"expected {wanted}, got {value!r}", param, ctx)
         return int(match[1]), int(match[2])
+
+
+class SpeedOption(click.FloatRange):
+    """A finite factor above 0."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the factor."""
+        speed = super().convert(value, param, ctx)
+        if not math.isfinite(speed):
+            self.fail(f"expected a finite number, got {value!r}", param, ctx)
+        return speed
 
 
 class TiledOption(click.ParamType):
