@@ -125,6 +125,8 @@ USAGE = {
     "rows backwards": (["replay", "scan.h5", "--rows", "5:2"], "--rows"),
     "rows not numbers": (["replay", "scan.h5", "--rows", "a:b"], "--rows"),
     "speed zero": (["replay", "scan.h5", "--speed", "0"], "--speed"),
+    "speed without end": (["replay", "scan.h5", "--speed", "inf"], "--speed"),
+    "speed not a number": (["replay", "scan.h5", "--speed", "nan"], "--speed"),
     "speed negative": (["replay", "scan.h5", "--speed", "-1"], "--speed"),
     "set without =": (["replay", "scan.h5", "--set", "denoise"], "--set"),
     "set not YAML": (["replay", "scan.h5", "--set", "denoise=[1"], "--set"),
@@ -248,6 +250,37 @@ def test_links_out_of_the_allowed_folders_are_refused(tmp_path: Path) -> None:
     assert_refused(here, "replay", "scan.h5", "--json")
 
 
+def test_allowed_folders_and_names_are_set_without_a_profile(tmp_path: Path) -> None:
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    elsewhere.mkdir()
+    here.mkdir()
+    with h5py.File(write(elsewhere / "frames.h5"), "r+") as file:
+        file.move("exchange", "raw")
+    with h5py.File(here / "scan.h5", "w") as file:
+        file["raw"] = h5py.ExternalLink("../elsewhere/frames.h5", "/raw")
+    roots = ("--set", f"files.roots=[{elsewhere}]")
+    names = {"projections": "data", "theta": "theta", "flats": "data_white"}
+    words = [
+        word
+        for role, name in names.items()
+        for word in ("--set", f"datasets.{role}=[/raw/{name}]")
+    ]
+    assert_refused(here, "replay", "scan.h5", *words, says="elsewhere")
+    assert_refused(here, "replay", "scan.h5", *roots, says="datasets.projections")
+    assert replay(here, "scan.h5", *words, *roots)["exit"] == 0
+
+
+def test_warnings_do_not_bury_the_one_message(tmp_path: Path) -> None:
+    def no_references(scan: Scan) -> None:
+        del scan["data_white"], scan["data_dark"]
+
+    write(tmp_path / "scan.h5", no_references)
+    words = ("replay", "scan.h5", "--rows", f"0:{N_ROWS + 1}")
+    assert_refused(tmp_path, *words)
+    done = run(tmp_path, *words)
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
 def test_without_permission_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "scan.h5").chmod(0)
@@ -334,6 +367,29 @@ def test_a_truncated_file_gives_what_can_be_read(tmp_path: Path) -> None:
     result = replay(tmp_path, "scan.h5")
     assert (result["exit"], result["state"]) == (3, "partial")
     assert result["ledger"]["used"] == N_ANGLES - 1
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95, 0.99])
+@pytest.mark.parametrize("file", ["aps_tooth.h5", "dls_k11_stream.h5"])
+def test_a_truncated_measured_scan_is_partial_or_refused(
+    measured_scan: Callable[[str], Path], tmp_path: Path, file: str, share: float
+) -> None:
+    """What is cut off last are angles, flats and names: structure, not frames."""
+    whole = measured_scan(file).read_bytes()
+    (tmp_path / "scan.h5").write_bytes(whole[: int(share * len(whole))])
+    words = ("replay", "scan.h5", "--tiled", "none", "--json", "--plain")
+    done = run(tmp_path, *words)
+    if done.returncode == 2:
+        assert "scan.h5 is truncated" in done.stderr
+        assert len(done.stderr.splitlines()) <= 4
+        assert (done.stdout, len(list(tmp_path.iterdir()))) == ("", 1)
+        return
+    assert done.returncode == 3, done.stderr
+    result = json.loads(done.stdout)
+    assert result["ledger"]["residue"] == 0
+    assert result["ledger"]["used"] > 0
+    assert "truncated" in result["message"]
+    assert np.isfinite(np.asarray(zarr.open_array(result["volume"], mode="r"))).all()
 
 
 def test_ctrl_c_drains(tmp_path: Path) -> None:

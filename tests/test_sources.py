@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from event_model import DocumentNames, schema_validators
+from scans import Outcome, assemble
 
 from ebl_stream.errors import InputError
 from ebl_stream.ingest.hdf5 import open_dataset, open_hdf5, resolve_uri
@@ -23,6 +24,7 @@ from ebl_stream.transport.journal import JournalWriter
 
 N, ROWS, COLUMNS = 70, 3, 8
 Document = tuple[str, dict[str, Any]]
+Documents = list[Document]
 
 
 def frames(n: int = N, value: int = 100) -> np.ndarray[Any, Any]:
@@ -446,6 +448,131 @@ def test_a_truncated_file_is_told_where_frames_can_be_read(tmp_path: Path) -> No
     os.truncate(path, whole - N * 64 * 64 * 2)
     with pytest.raises(InputError, match=str(path)):
         open_source(str(path), None)
+
+
+def test_a_truncated_file_says_so_at_its_end(tmp_path: Path) -> None:
+    path = data_exchange(tmp_path / "scan.h5")
+    assert replay(path)[-1][1]["exit_status"] == "success"
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    stop = replay(path)[-1][1]
+    assert stop["exit_status"] == "fail"
+    assert f"scan.h5 is truncated: {size - 1} of {size} bytes" in stop["reason"]
+
+
+def test_what_a_truncated_file_has_lost_is_not_read_as_zeros(tmp_path: Path) -> None:
+    """Flats and a center behind the end are assumed, angles behind it are missed."""
+    names = ("data", "theta", "data_dark", "data_white")
+    values = (frames(), np.linspace(0, 180, N, endpoint=False), frames(2, 1), frames(4))
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        for name in names:  # headers first, then values in this order
+            shape = values[names.index(name)].shape
+            file.create_dataset(f"exchange/{name}", shape, values[0].dtype)
+        center = file.create_dataset("process/rotation_center_px", (), "f8")
+        file.flush()
+        for name, value in zip(names, values, strict=True):
+            file[f"exchange/{name}"][...] = value
+        center[...] = 3.25
+        file.flush()
+        starts = {name: file[f"exchange/{name}"].id.get_offset() for name in names} | {
+            "center": center.id.get_offset()
+        }
+    whole = path.read_bytes()
+    assert sorted(starts, key=lambda name: starts[name]) == [*names, "center"]
+
+    def cut(at: str) -> Documents:
+        path.write_bytes(whole[: starts[at]])
+        return replay(path)
+
+    def streams(documents: Documents) -> list[str]:
+        return [doc["name"] for name, doc in documents if name == "descriptor"]
+
+    assert "rotation_center" not in cut("center")[0][1]
+    assert streams(cut("center")) == ["darks", "flats", "primary"]
+    assert streams(cut("data_white")) == ["darks", "primary"]
+    assert streams(cut("data_dark")) == ["primary"]
+    with pytest.raises(
+        InputError, match=r"angles in /exchange/theta are NaN(.|\n)*trun"
+    ):
+        cut("theta")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+@pytest.mark.parametrize("make", [data_exchange, nxtomo])
+def test_a_file_without_its_structure_is_refused(
+    tmp_path: Path, make: Callable[[Path], Path], share: float
+) -> None:
+    path = make(tmp_path / "scan.h5")
+    size = path.stat().st_size
+    os.truncate(path, int(share * size))
+    with pytest.raises(InputError, match=r"scan\.h5 is truncated") as error:
+        open_source(str(path), None)
+    assert len(str(error.value).splitlines()) <= 4
+
+
+def test_settings_without_a_profile_count_before_the_first_look(tmp_path: Path) -> None:
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["raw/images"], file["raw/angles"] = frames(), np.arange(N)
+    names = {"datasets.projections": ["/raw/images"], "datasets.theta": ["/raw/angles"]}
+    source, profile = open_source(str(path), None, overrides=names)
+    (last,) = [d for n, d in source.documents() if n == "descriptor"]
+    assert set(last["data_keys"]) == {"image", "theta"}
+    sound = data_exchange(tmp_path / "sound.h5")
+    _, profile = open_source(str(sound), None, overrides={"denoise": None})
+    assert (profile.name, profile.denoise) == ("data_exchange", None)
+
+
+def outcome(path: Path) -> Outcome:
+    source, profile = open_source(str(path), None)
+    return assemble(source.documents(), profile, roots=source.roots)
+
+
+def test_angles_and_kinds_in_other_dress(tmp_path: Path) -> None:
+    """(N, 1) angles, image keys as floats, and unknown ones, which are invalid."""
+    column = np.linspace(0, 180, N, endpoint=False)[:, None]
+    told = outcome(data_exchange(tmp_path / "column.h5", theta=column))
+    np.testing.assert_allclose(told.theta(), np.deg2rad(column[:, 0]))
+    odd = KINDS.astype(float)
+    odd[odd == 3] = -1
+    usual = outcome(nxtomo(tmp_path / "usual.nx"))
+    path = nxtomo(tmp_path / "float.nx", **{"instrument/detector/image_key": odd})
+    told = outcome(path)
+    assert len(told.theta()) == N
+    assert told.frames.keys() == usual.frames.keys()
+    assert told.rejected == usual.rejected
+
+
+@pytest.mark.parametrize(
+    ("theta", "unit"),
+    [
+        (np.arange(N) * np.pi / N, "rad"),
+        (np.linspace(0, np.pi, N), "rad"),
+        (np.mod(np.arange(N) * 1.9416, 2 * np.pi) - np.pi, "rad"),
+        (np.linspace(0, 180, N), "deg"),
+        (np.linspace(0, 10, N), "deg"),
+        (np.linspace(0, np.pi, 9), "deg"),
+    ],
+)
+def test_angles_that_name_no_unit(
+    tmp_path: Path, theta: np.ndarray[Any, Any], unit: str
+) -> None:
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as file:
+        file["exchange/data"], file["exchange/theta"] = frames(len(theta)), theta
+
+    def told(**settings: Any) -> str:
+        source, _ = open_source(str(path), None, overrides=settings)
+        documents = list(source.documents())
+        (last,) = [doc for name, doc in documents if name == "descriptor"]
+        return last["data_keys"]["theta"]["units"]
+
+    assert told() == unit
+    assert told(**{"datasets.theta_unit": "deg"}) == "deg"
+    with h5py.File(path, "r+") as file:
+        file["exchange/theta"].attrs["units"] = "degrees"
+    assert told() == "deg"
 
 
 def test_soft_links_in_circles_are_refused(tmp_path: Path) -> None:

@@ -30,9 +30,16 @@ class HeldLog(logging.handlers.MemoryHandler):
         target.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         self.setTarget(target)
         self.setLevel(level)
+        self._is_open = False
+
+    def flush(self) -> None:
+        """Show what is kept, once that is allowed; the end of the process asks, too."""
+        if self._is_open:
+            super().flush()
 
     def let_through(self) -> None:
         """Show what was kept back, and from now on everything at once."""
+        self._is_open = True
         self.capacity = 1
         self.flush()
 
@@ -47,6 +54,8 @@ def log_to_stderr(debug: bool) -> HeldLog:
         logging.DEBUG if debug else logging.WARNING
     )
     logging.captureWarnings(True)
+    if debug:
+        held.let_through()
     return held
 
 
