@@ -6,7 +6,7 @@ Angles are radians; where degrees come in or go out the name says ``_deg``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, TypeAlias
 
@@ -109,6 +109,8 @@ class Closed:
     """Projections owed by ``stop.num_events``; None when it does not say."""
     n_orphan: int
     """Frames in the files that no document named."""
+    n_references: dict[Kind, int] = field(default_factory=dict)
+    """Flats and darks owed by ``stop.num_events``, as far as it says."""
 
 
 Item: TypeAlias = Announced | Repeated | Frame | Rejected | Closed

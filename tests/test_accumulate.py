@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reference import nrmse, nufft_fbp
 from scipy.fft import next_fast_len
 
-from ebl_stream.numerics.accumulate import Accumulator
+from ebl_stream.numerics.accumulate import Accumulator, ramp_response
 from ebl_stream.numerics.weights import angular_weights
 from ebl_stream.simulation.phantom import Asymmetric
 from ebl_stream.stages.reconstruct import Fourier
@@ -44,6 +44,14 @@ def test_equals_exact_nufft_fbp_for_any_size(
         n_padded=2 * next_fast_len(n_columns),
     )
     assert nrmse(volume[row], exact) < 0.01
+
+
+def test_ramp_is_right_for_every_length():
+    for n_padded in range(16, 600, 2):
+        response = ramp_response(n_padded)
+        frequency = np.abs(np.fft.fftfreq(n_padded))
+        # The sampled ramp follows |f| but for the mean, by 2 / (pi n)^2 a lag left out.
+        np.testing.assert_allclose(response, frequency, atol=0.3 / n_padded)
 
 
 def test_orientation_sign_and_scale_without_any_fit():

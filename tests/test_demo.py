@@ -27,7 +27,7 @@ from ebl_stream.simulation.phantom import Foam
 from ebl_stream.simulation.plan import tomo_scan
 
 COLUMNS, ROWS, SLAB_ROWS, N = 64, 16, 8, 64
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 def demo(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:

@@ -101,3 +101,12 @@ def test_balanced_halves_alternate_in_direction():
     theta = np.arange(101) * GOLDEN
     halves = alternate(theta)[np.argsort(np.mod(theta, np.pi))]
     assert (np.diff(halves) != 0).all()
+
+
+@pytest.mark.parametrize("repeats", [3, 5])
+def test_many_shots_of_one_direction_all_count(repeats):
+    theta = np.repeat(np.arange(60) * np.pi / 60, repeats)
+    np.testing.assert_allclose(angular_weights(theta), np.pi / 60 / repeats)
+    turns = np.concatenate([np.linspace(0, np.pi, 61)] * repeats)
+    assert angular_weights(turns).min() > 0
+    assert angular_weights(turns).sum() == pytest.approx(np.pi)

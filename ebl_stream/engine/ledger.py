@@ -134,6 +134,8 @@ class Ledger:
             "rejected_by": by["rejected"],
             "dropped_by": by["dropped"],
             "missing_indices": ranges(missing),
+            "rejected_indices": _indices(refused, "rejected"),
+            "dropped_indices": _indices(refused, "dropped"),
         }
 
     def _n_announced(self, n_missing: int) -> int:
@@ -145,6 +147,10 @@ class Ledger:
         done = [k for k in (*used, *refused) if k < len(waiting)]
         waiting[done] = False
         return int(np.count_nonzero(waiting))
+
+
+def _indices(refused: dict[int, tuple[str, Reason]], how: str) -> list[list[int]]:
+    return ranges(np.array(sorted(k for k, v in refused.items() if v[0] == how), int))
 
 
 def _mark(marks: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.bool_]:

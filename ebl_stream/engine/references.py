@@ -57,11 +57,7 @@ class ReferenceFrames:
         if not self.n_flats:
             return None
         flat = self._mean(Kind.FLAT, shape)
-        dark = (
-            self._mean(Kind.DARK, shape)
-            if Kind.DARK in self._sum
-            else np.zeros(shape, np.float32)
-        )
+        dark = self._dark(shape)
         signal = flat - dark
         if not (np.isfinite(signal) & (signal > 0)).any():
             raise InputError(
@@ -75,7 +71,13 @@ class ReferenceFrames:
         level = np.nanpercentile(np.stack(images), AIR_PERCENTILE)
         shape = images[0].shape
         flat = np.full(shape, level, np.float32)
-        return References(flat, np.zeros(shape, np.float32), "assumed")
+        return References(flat, self._dark(shape), "assumed")
+
+    def _dark(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return the mean dark; zero where there is none."""
+        if Kind.DARK in self._sum:
+            return self._mean(Kind.DARK, shape)
+        return np.zeros(shape, np.float32)
 
     def _mean(self, kind: Kind, shape: tuple[int, ...]) -> NDArray[np.float32]:
         total = self._sum[kind]

@@ -255,6 +255,8 @@ class Session:
     def _close(self, closed: Closed) -> Result:
         ledger = self._ledgers[Kind.PROJECTION]
         ledger.promise(closed.n_announced_by_stop)
+        for kind, n in closed.n_references.items():
+            self._ledgers[kind].promise(n)
         ledger.n_orphan = closed.n_orphan
         self._ledgers.close()
         if not len(self._window):
@@ -287,9 +289,13 @@ class Session:
         self._publish(final=True)
 
     def _is_whole(self, closed: Closed) -> bool:
-        report = self.ledger()
+        """Whether everything that was announced is in the volume."""
+        references = self._provenance()["references"]
+        reports = [self.ledger(), references["flats"], references["darks"]]
         lost = ("missing", "rejected", "dropped", "in_flight", "residue")
-        return closed.exit_status == "success" and not any(report[k] for k in lost)
+        return closed.exit_status == "success" and not any(
+            report[k] for report in reports for k in lost
+        )
 
     def _nothing_usable(self) -> str:
         report = self.ledger()

@@ -387,12 +387,29 @@ class Assembler:
 
     def _closed(self, stop: dict[str, Any]) -> Closed:
         status = stop.get("exit_status")
+        num_events = stop.get("num_events") or {}
         return Closed(
             exit_status=status if status in ("success", "abort", "fail") else "unknown",
             reason=str(stop.get("reason") or ""),
-            n_announced_by_stop=self._n_owed(stop.get("num_events") or {}),
+            n_announced_by_stop=self._n_owed(num_events),
             n_orphan=sum(images.n_orphan() for images in self._images.values()),
+            n_references=self._n_references(num_events),
         )
+
+    def _n_references(self, num_events: Mapping[str, Any]) -> dict[Kind, int]:
+        """Return the flats and darks that the stop document counts.
+
+        Their descriptor may be lost: then the stream is known by its name alone.
+        """
+        names = self._profile.streams
+        per_event = {s.frames.name: s.frames.m for s in self._streams.values() if s}
+        owed: dict[Kind, int] = {}
+        for kind, known in ((Kind.FLAT, names.flats), (Kind.DARK, names.darks)):
+            for name in known:
+                n, m = num_events.get(name), per_event.get(name, 1)
+                if isinstance(n, int) and 0 < n * m <= self._max_frames:
+                    owed.setdefault(kind, n * m)
+        return owed
 
     def _n_owed(self, num_events: Mapping[str, Any]) -> int | None:
         """Return the projections that the stop document counts."""

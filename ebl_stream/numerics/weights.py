@@ -42,8 +42,25 @@ def angular_weights(theta: NDArray[np.float64]) -> NDArray[np.float64]:
     ahead = np.diff(direction[order], append=direction[order[0]] + np.pi)
     capped = np.minimum(ahead, GAP_CAP * _typical_gap(ahead))
     weights = np.empty(n)
-    weights[order] = (capped + np.roll(capped, 1)) / 2
+    weights[order] = _shared((capped + np.roll(capped, 1)) / 2, ahead)
     return weights
+
+
+def _shared(
+    weights: NDArray[np.float64], ahead: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Let projections of one direction share its weight equally.
+
+    Parameters
+    ----------
+    weights, ahead : ndarray, (angle,)
+        In order of direction; the gap to the next direction.
+    """
+    group = np.concatenate([[0], np.cumsum(ahead[:-1] > SAME_DIRECTION)])
+    if ahead[-1] <= SAME_DIRECTION:
+        group[group == group[-1]] = 0  # the half circle closes within a direction
+    mean = np.bincount(group, weights) / np.maximum(np.bincount(group), 1)
+    return mean[group]
 
 
 def _typical_gap(gaps: NDArray[np.float64]) -> float:
