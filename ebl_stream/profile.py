@@ -77,7 +77,7 @@ class Datasets(_Section):
     rotation_center: tuple[str, ...] = ()
     """A scalar: column of the stored frame, px."""
     theta_unit: Literal["auto", "deg", "rad"] = "auto"
-    """``auto``: the dataset's ``units`` attribute, else degrees."""
+    """``auto``: the dataset's ``units``; without, a span of pi or 2 pi is radians."""
 
 
 class Geometry(_Section):

@@ -206,3 +206,12 @@ def test_found_in_measured_scans(name: str) -> None:
     expected, tolerance = MEASURED[name]
     assert verdict.reliable, verdict.why
     assert verdict.center == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("center", [3.5, 11.0, 116.0, 124.0])
+def test_a_center_out_of_reach_is_refused_instead_of_guessed(center):
+    theta = np.arange(181) * np.pi / 180
+    values = Foam(128, 8).project(theta, rotation_center=center)
+    noisy = values + np.random.default_rng(0).normal(0, 0.01, values.shape)
+    verdict = OppositePairs()(noisy.astype(np.float32), theta)
+    assert not verdict.reliable, verdict

@@ -13,6 +13,7 @@ from ebl_stream.engine.grids import Grids, Look
 from ebl_stream.engine.projections import ProjectionSum
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.rotation_center import CenterFinder
+from ebl_stream.errors import InputError
 from ebl_stream.frames import Scan
 from ebl_stream.numerics.quality import quality_row
 from ebl_stream.profile import Profile
@@ -124,7 +125,10 @@ class Views:
         if self._rooms.segment is not None:
             arrays.append(ArraySpec("labels", shape, "|u1", "label"))
         metadata = self._start_metadata() | provenance
-        self.output.create(arrays, metadata, self._profile.refresh.slab_rows)
+        try:
+            self.output.create(arrays, metadata, self._profile.refresh.slab_rows)
+        except OSError as error:
+            raise InputError(f"{error}; choose another folder with --out") from None
 
     def _start_metadata(self) -> dict[str, Any]:
         raw = self._scan.start

@@ -24,7 +24,7 @@ MIN_OVERLAP_PX = 8
 MIN_PEAK = 0.15
 """Normalized correlation below which nothing is alike."""
 
-MIN_CONTRAST = 1.25
+MIN_CONTRAST = 1.7
 """The best shift must correlate so many times better than any other place."""
 
 DOUBT = 0.25
