@@ -21,7 +21,7 @@ from bad_network import BadNetwork
 from ebl_stream.errors import InputError
 from ebl_stream.sources.listener import Listener
 from ebl_stream.sources.proxy import ProxySource
-from ebl_stream.sources.zmq import DoorSource, open_listener
+from ebl_stream.sources.zmq import DoorSource, _Client, open_listener
 from ebl_stream.transport import wire
 from ebl_stream.transport.documents import unpack
 from ebl_stream.transport.link import Link
@@ -345,3 +345,16 @@ def test_nonsense_on_the_bus_is_counted(listening) -> None:
         until(lambda: sum(service.listener.problems.values()) == 5)
     context.term()
     assert service.listener.problems == {"not ours": 3, "malformed": 2}
+
+
+def test_a_ping_does_not_bring_an_old_status_back() -> None:
+    source = DoorSource("zmq://127.0.0.1:*")
+    try:
+        source.tell("run", {"run_uid": "run", "final": False})
+        source._tell_all()
+        source.tell("run", {"run_uid": "run", "final": True})  # the worker says,
+        source._pinged(_Client(b"door"), ["run"])  # and a ping is heard after it
+        source._tell_all()
+        assert wire.unpack_small(source._statuses["run"], dict)["final"]
+    finally:
+        source.close()

@@ -111,6 +111,7 @@ class DoorSource(SocketListener):
         self._clients: dict[bytes, _Client] = {}
         self._statuses: dict[str, bytes] = {}
         self._to_tell: deque[tuple[str, bytes]] = deque()
+        self._asked_for: set[str] = set()  # runs to tell of again
         self._dirty = False
         self._committed_at = 0.0
 
@@ -193,8 +194,8 @@ class DoorSource(SocketListener):
 
     def _pinged(self, client: _Client, runs: list[Any]) -> None:
         client.runs = frozenset(run for run in runs[:64] if isinstance(run, str))
-        for run_uid in client.runs & self._statuses.keys():
-            self._to_tell.append((run_uid, self._statuses[run_uid]))
+        # By name only: a newer status may be on its way from the worker just now.
+        self._asked_for |= client.runs & self._statuses.keys()
 
     def _take_document(
         self, sink: Sink, client: _Client, sequence: int, packed: bytes
@@ -245,9 +246,12 @@ class DoorSource(SocketListener):
             self._statuses[run_uid] = packed
             while len(self._statuses) > MAX_RUNS_TOLD:
                 self._statuses.pop(next(iter(self._statuses)))
+        for run_uid in (news.keys() | self._asked_for) & self._statuses.keys():
+            packed = self._statuses[run_uid]
             for client_id, client in self._clients.items():
                 if run_uid in client.runs:
                     self._send(client, wire.Head(wire.STATUS, client_id), packed)
+        self._asked_for.clear()
 
     def _send(self, client: _Client, head: wire.Head, payload: bytes) -> None:
         try:
