@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebl_stream.engine.ledger import Ledger, ranges
+from ebl_stream.engine.ledger import Ledger, Ledgers, ranges
+from ebl_stream.frames import Announced, Kind
 
 
 def total(report):
@@ -70,3 +71,15 @@ def test_flats_between_projections_are_not_missing_projections():
     report = ledger.report([2, 3, 4, 7, 8])
     assert report["missing"] == 0
     assert report["announced"] == report["used"] == 5
+
+
+def test_kinds_that_share_a_stream_are_not_missing_in_each_other():
+    ledgers = Ledgers(shared_index=True)
+    ledgers.note(Announced(Kind.DARK, 0, 10))
+    ledgers.note(Announced(Kind.FLAT, 10, 20))
+    ledgers.note(Announced(Kind.PROJECTION, 20, 50))
+    ledgers.note(Announced(Kind.FLAT, 50, 55))
+    ledgers.close()
+    for kind, n in ((Kind.DARK, 10), (Kind.FLAT, 15), (Kind.PROJECTION, 30)):
+        report = ledgers[kind].report([])
+        assert (report["announced"], report["missing"]) == (n, 0)

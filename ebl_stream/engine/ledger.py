@@ -185,8 +185,10 @@ class Ledgers:
         match item:
             case Announced():
                 ledger.announce(item.start, item.stop)
-                if self._shared_index and item.kind is not Kind.PROJECTION:
-                    self._by_kind[Kind.PROJECTION].set_aside(item.start, item.stop)
+                if self._shared_index:
+                    for kind, other in self._by_kind.items():
+                        if kind is not item.kind:
+                            other.set_aside(item.start, item.stop)
             case Repeated():
                 ledger.repeat(item.stop - item.start, item.how)
             case Rejected():
