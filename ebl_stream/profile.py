@@ -124,6 +124,8 @@ class Refresh(_Section):
     """Every so many versions are also denoised and segmented; the last one always."""
     slab_rows: int = Field(default=32, ge=2, le=512, multiple_of=2)
     """Detector rows reconstructed together."""
+    first_rows: tuple[int, int] | None = None
+    """Half-open range of rows that are refreshed first: the region of interest."""
 
 
 class Publish(_Section):

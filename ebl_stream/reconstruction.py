@@ -36,7 +36,9 @@ class Reconstruction:
     rows : (int, int), optional
         Half-open range of stored detector rows; all by default.
     live : bool
-        Never raise, remember the last center, and leave out previews when late.
+        Never raise, and remember the last center.
+    is_behind : callable, optional
+        Whether documents wait to be taken; then previews leave slabs out.
     roots : sequence of Path
         Folders that frames may be read from, besides the profile's.
     on_progress : callable, optional
@@ -56,6 +58,7 @@ class Reconstruction:
         link: TiledLink | None = None,
         rows: tuple[int, int] | None = None,
         live: bool = False,
+        is_behind: Callable[[], bool] | None = None,
         roots: Sequence[Path] = (),
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
@@ -66,6 +69,7 @@ class Reconstruction:
         self.link = link
         self.rows = rows
         self.live = live
+        self.is_behind = is_behind
         self.roots = tuple(roots)
         self.on_progress = on_progress
         self.centers = CenterMemory(out, profile.name) if live else None
@@ -143,7 +147,7 @@ class Run:
             house.rooms,
             output,
             previous_center=house.centers.recall() if house.centers else None,
-            skip_late=house.live,
+            is_behind=house.is_behind,
             on_progress=house.on_progress,
         )
 

@@ -42,7 +42,10 @@ class Said:
 class Notebook:
     """A callback that writes down what it is given, and can be told to misbehave."""
 
-    def __init__(self, on_progress: Callable[[Said], None]) -> None:
+    def __init__(
+        self, on_progress: Callable[[Said], None], is_behind: Callable[[], bool]
+    ) -> None:
+        self.is_behind = is_behind
         self.on_progress = on_progress
         self.seen: list[tuple[str, dict[str, Any]]] = []
         self.results: dict[str, Said] = {}
@@ -80,8 +83,8 @@ class Bench:
         )
         self.door = Link(self.service.listener.address, folder=folder)
 
-    def _make(self, on_progress: Any) -> Notebook:
-        self.notebooks.append(Notebook(on_progress))
+    def _make(self, on_progress: Any, is_behind: Any) -> Notebook:
+        self.notebooks.append(Notebook(on_progress, is_behind))
         return self.notebooks[-1]
 
     @property
@@ -247,9 +250,9 @@ def test_a_full_disk_leaves_documents_with_their_door(
 
 def test_a_run_of_which_nothing_comes_is_answered() -> None:
     told: dict[str, Mapping[str, Any]] = {}
-    notebook = Notebook(print)
+    notebook = Notebook(print, lambda: False)
     worker = Worker(
-        lambda _: notebook, told.__setitem__, max_queue_bytes=1, ignored_after_s=0
+        lambda *_: notebook, told.__setitem__, max_queue_bytes=1, ignored_after_s=0
     )
     notebook.results = {}
     for name, doc in run("count"):

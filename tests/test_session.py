@@ -224,7 +224,7 @@ def test_an_aborted_run_leaves_what_it_has(raw, run):
 def test_grids_that_do_not_fit_are_refused_before_they_are_made(raw, run):
     image = np.broadcast_to(np.uint16(1), (2_000, 10**5))
     huge = Frame(0, Kind.PROJECTION, 0.0, image)
-    with pytest.raises(InputError, match="--rows A:B"):
+    with pytest.raises(InputError, match="bin the detector"):
         run([Announced(Kind.PROJECTION, 0, 1), huge])
     assert not any(run.folder.iterdir())
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ebl_stream.engine.memory import GRID_BYTES, LOOK_BYTES, free_memory
+from ebl_stream.engine.memory import free_memory, plan_memory
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.errors import InputError
 from ebl_stream.numerics import accumulate
@@ -156,25 +156,23 @@ def _check_disk(profile: Profile, size: Size, out: Path) -> Finding:
 
 def _check_memory(profile: Profile, size: Size) -> Iterator[Finding]:
     free = free_memory()
-    pixels = size.columns**2
-    ring = min(profile.window.max_bytes, 2 * size.angles * size.rows * size.columns)
-    grids = round(GRID_BYTES * pixels * size.rows)
-    look = LOOK_BYTES * pixels * size.rows
-    need = ring + grids + look
-    words = f"both halves of every slab {_bytes(grids)}, a refresh {_bytes(look)}"
-    if free is None:
-        yield Finding("memory", "note", f"{words}; free memory is not known here")
-    elif need <= free:
-        yield Finding("memory", "ok", f"{words}; {_bytes(free)} free")
-    else:
-        most = max(0, int((free - ring) / (GRID_BYTES + LOOK_BYTES) / pixels))
-        yield Finding(
-            "memory",
-            size.too_small,
-            f"{words}; only {_bytes(free)} free: about {most} rows fit at a time "
-            f"(--rows, and a second pass for the others)",
-        )
     stack = 2 * size.angles * size.rows * size.columns
+    ring = min(profile.window.max_bytes, stack)
+    try:
+        plan = plan_memory(
+            (size.rows, size.columns),
+            profile.refresh.slab_rows,
+            oversampling=Rooms.furnish(profile).reconstruct.oversampling,
+            interpret=bool(profile.denoise or profile.segment),
+            ring_bytes=ring,
+            free=free,
+        )
+    except InputError as error:
+        yield Finding("memory", size.too_small, str(error))
+        return
+    known = "free memory is not known here" if free is None else f"{_bytes(free)} free"
+    verdict: Verdict = "ok" if plan.rung == 1 and free is not None else "note"
+    yield Finding("memory", verdict, f"{plan.words}; {known}")
     rest = "" if stack <= ring else "; the rest is read again from the detector's file"
     yield Finding(
         "ring", "ok", f"{_bytes(ring)} of {_bytes(stack)} raw frames (uint16){rest}"

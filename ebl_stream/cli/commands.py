@@ -1,4 +1,4 @@
-"""The command line: ``ebl-stream demo | replay | serve | check | browse``.
+"""The command line: ``ebl-stream demo | replay | serve | check | look | browse``.
 
 Exit codes: 0 complete, 3 partial, 2 bad usage or input (nothing was written), 1
 internal fault, 130 after Ctrl-C. Results go to stdout, everything else to stderr.
@@ -187,6 +187,40 @@ def check(
     findings = run_checks(profile, size, out, tiled or profile.publish.tiled)
     show(profile.name, size, findings)
     return 2 if any(finding.verdict == "stop" for finding in findings) else 0
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path), default=DEFAULT_OUT)
+@click.option("--run", help="Beginning of a processed uid. [default: the one running]")
+@click.option("--rows", type=RowsOption(), help="Slices to refresh first, half-open.")
+@click.option("--window", help="Low-pass of the previews: ramp, hann, parzen, ...")
+@click.option(
+    "--plane",
+    nargs=6,
+    type=float,
+    metavar="Z Y X NZ NY NX",
+    help="An oblique plane: a voxel on it, and its normal.",
+)
+@click.pass_context
+def look(
+    ctx: click.Context,
+    out: Path,
+    run: str | None,
+    rows: tuple[int, int] | None,
+    window: str | None,
+    plane: tuple[float, ...] | None,
+) -> int:
+    """Ask the run that is under way in OUT to show something first.
+
+    Only previews change; the final volume is what the profile says.
+    """
+    log_to_stderr(ctx.obj).let_through()
+    from ebl_stream.cli.look import ask, find_run
+
+    folder = find_run(out, run)
+    wishes = ask(folder, rows, window, plane or ())
+    click.echo(f"{folder.name}: {wishes.model_dump_json(exclude_none=True)}")
+    return 0
 
 
 @cli.command()

@@ -1,17 +1,90 @@
-"""How much memory a scan needs, and how much there is."""
+"""How much memory a scan needs, how much there is, and what gives way when it lacks.
+
+The ladder, from the best rung to the last: both halves of every slab; the same on a
+coarser grid; halves in a few monitor slabs only; slabs in passes, the raw frames read
+again for each.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ebl_stream.errors import InputError
 
-GRID_BYTES = 12.5
-"""Both halves' grids at oversampling 1.25: bytes per slice and pixel."""
+COARSE = 1.125
+"""Oversampling of the lower rungs."""
 
-LOOK_BYTES = 20
-"""A + B, A - B, and what the rooms make of them: bytes per slice and pixel."""
+INTERPRET_BYTES = 20
+"""What denoising and segmenting the whole volume takes: bytes per voxel."""
+
+VOLUME_BYTES = 4
+"""The volume itself, kept until it is written: bytes per voxel."""
+
+SLAB_BYTES = 24
+"""What looking at one slab takes for a moment: bytes per voxel."""
+
+IN_HAND = 4
+"""Slabs that are looked at or written at one time."""
+
+MONITORS = 4
+"""Slabs that keep their halves where not all can."""
+
+SPARE = 0.9
+"""Share of the free memory that may be planned with."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """One rung of the ladder, worked out for a scan."""
+
+    rung: int
+    """1 is the best, 4 the last."""
+    oversampling: float
+    """Grid points per pixel."""
+    monitors: frozenset[int] | None
+    """Slabs that keep both halves; None: all of them."""
+    interpret: bool
+    """Whether the volume is denoised and segmented."""
+    passes: tuple[tuple[int, int], ...]
+    """Half-open ranges of slabs that are in memory together."""
+    need_bytes: int
+
+    @property
+    def words(self) -> str:
+        """What a person should know of it."""
+        need = f"{self.need_bytes / 1e9:.3g} GB"
+        coarse = f", oversampling {COARSE}"
+        match self.rung:
+            case 1:
+                return f"{need}: both halves of every slab"
+            case 2:
+                return f"{need}: both halves of every slab{coarse}"
+            case 3:
+                n = len(self.monitors or ())
+                return (
+                    f"{need}: halves in {n} monitor slabs only{coarse}; "
+                    "not denoised, not segmented"
+                )
+            case _:
+                return (
+                    f"{need}: slabs in {len(self.passes)} passes over the raw "
+                    f"frames{coarse}; not denoised, not segmented"
+                )
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what is published with the data."""
+        return {
+            "rung": self.rung,
+            "oversampling": self.oversampling,
+            "passes": len(self.passes),
+            "interpreted": self.interpret,
+            "words": self.words,
+        }
 
 
 def free_memory() -> int | None:
@@ -29,26 +102,87 @@ def free_memory() -> int | None:
     return free if limit == "max" else min(free, int(limit) - used)
 
 
-def check_fit(shape: tuple[int, int]) -> None:
-    """Refuse a scan whose grids do not fit, before the system ends the process.
+def plan_memory(
+    shape: tuple[int, int],
+    slab_rows: int,
+    *,
+    oversampling: float,
+    interpret: bool,
+    ring_bytes: int,
+    free: int | None,
+) -> MemoryPlan:
+    """Return the best rung that fits.
 
     Parameters
     ----------
     shape : (int, int)
-        Rows and columns of a projection.
+        Rows and columns of a reconstructed projection.
+    slab_rows : int
+        Rows reconstructed together.
+    oversampling : float
+        Wanted grid points per pixel.
+    interpret : bool
+        Whether the volume is to be denoised or segmented.
+    ring_bytes : int
+        Raw frames that are kept in memory.
+    free : int or None
+        Bytes that may be used; None where it is not known: the best rung.
 
     Raises
     ------
     InputError
-        Says how many rows would fit.
+        Not even one slab fits.
     """
-    n_rows, n_columns = shape
-    per_row = (GRID_BYTES + LOOK_BYTES) * n_columns**2
-    free = free_memory()
-    if free is not None and per_row * n_rows > free:
-        need = per_row * n_rows
-        raise InputError(
-            f"{n_rows} rows of {n_columns} columns need {need / 1e9:.0f} GB of memory, "
-            f"{free / 1e9:.0f} GB are free; about {int(free / per_row)} rows fit at a "
-            "time: choose some with --rows A:B"
-        )
+    n_slabs = -(-shape[0] // slab_rows)
+    wanted = (oversampling, interpret)
+    for plan in _rungs(shape[1], slab_rows, n_slabs, wanted, ring_bytes, free):
+        if free is None or plan.need_bytes <= SPARE * free:
+            return plan
+    slab = slab_rows * (_grid_bytes(shape[1], COARSE, 2) + SLAB_BYTES * shape[1] ** 2)
+    raise InputError(
+        f"one slab of {slab_rows} rows of {shape[1]} columns needs "
+        f"{slab / 1e9:.3g} GB of memory, {(free or 0) / 1e9:.3g} GB are free; "
+        "bin the detector, or set refresh.slab_rows or window.max_bytes lower"
+    )
+
+
+def _rungs(
+    n_columns: int,
+    slab_rows: int,
+    n_slabs: int,
+    wanted: tuple[float, bool],
+    ring_bytes: int,
+    free: int | None,
+) -> Iterator[MemoryPlan]:
+    oversampling, interpret = wanted
+    voxels = slab_rows * n_columns**2
+    in_hand = min(n_slabs, IN_HAND) * SLAB_BYTES * voxels
+    look = n_slabs * voxels * (INTERPRET_BYTES if interpret else VOLUME_BYTES)
+    whole = ((0, n_slabs),)
+    coarse = min(COARSE, oversampling)
+    for rung, fine in ((1, oversampling), (2, coarse)):
+        grids = n_slabs * slab_rows * _grid_bytes(n_columns, fine, 2)
+        need = ring_bytes + grids + max(look, in_hand)
+        yield MemoryPlan(rung, fine, None, interpret, whole, need)
+    single = slab_rows * _grid_bytes(n_columns, coarse, 1)
+    monitors = frozenset(_spread(n_slabs, MONITORS))
+    fixed = ring_bytes + in_hand
+    need = fixed + (n_slabs + len(monitors)) * single
+    yield MemoryPlan(3, coarse, monitors, False, whole, need)
+    room = int(SPARE * (free or 0)) - fixed
+    at_once = max(1, room // single - 1)
+    edges = [*range(0, n_slabs, at_once), n_slabs]
+    passes = tuple(itertools.pairwise(edges))
+    middles = frozenset((a + b) // 2 for a, b in passes)
+    yield MemoryPlan(4, coarse, middles, False, passes, fixed + (at_once + 1) * single)
+
+
+def _grid_bytes(n_columns: int, oversampling: float, halves: int) -> int:
+    """Bytes of a slice's grids: complex64 shared by two slices."""
+    return math.ceil(halves * 4 * (oversampling * n_columns) ** 2)
+
+
+def _spread(n: int, wanted: int) -> list[int]:
+    """Return numbers from 0 to n - 1, evenly spread."""
+    count = min(n, wanted)
+    return [(2 * k + 1) * n // (2 * count) for k in range(count)]

@@ -8,7 +8,7 @@ replay repeats the live run.
 from __future__ import annotations
 
 import logging
-import sys
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +18,14 @@ import numpy as np
 
 from ebl_stream.engine.grids import Grids
 from ebl_stream.engine.ledger import Ledgers
-from ebl_stream.engine.memory import check_fit
-from ebl_stream.engine.projections import BLOCK, ProjectionSum
+from ebl_stream.engine.memory import MemoryPlan, free_memory, plan_memory
+from ebl_stream.engine.projections import ProjectionSum
 from ebl_stream.engine.references import ReferenceFrames
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.rotation_center import CenterFinder
-from ebl_stream.engine.views import Views
+from ebl_stream.engine.schedule import BLOCK, Points, SlabOrder
+from ebl_stream.engine.viewer import Wishes, read_wishes
+from ebl_stream.engine.views import Look, Views
 from ebl_stream.engine.window import Window
 from ebl_stream.errors import InputError
 from ebl_stream.frames import (
@@ -57,8 +59,9 @@ class Session:
         Where slabs go; nothing is created before the first version.
     previous_center : float, optional
         px; what the last scan of this profile found.
-    skip_late : bool
-        Leave out previews while they would take more than half of the time.
+    is_behind : callable, optional
+        Whether documents wait; then slabs are left out of previews that would take
+        more than half of the time. None (replay): nothing is left out.
     on_progress : callable, optional
         Called with a `Progress` after every block and version.
     """
@@ -71,7 +74,7 @@ class Session:
         output: RunOutput,
         *,
         previous_center: float | None = None,
-        skip_late: bool = False,
+        is_behind: Callable[[], bool] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.scan = scan
@@ -83,14 +86,17 @@ class Session:
         self._ledgers[Kind.PROJECTION].promise(scan.n_projections)
         self._window = Window(profile.window.max_bytes)
         self._sum: ProjectionSum | None = None
-        self._views = Views(scan, profile, rooms, output, skip_late=skip_late)
+        self._views = Views(scan, profile, rooms, output)
+        self._is_behind = is_behind
+        self._order: SlabOrder | None = None
+        self._refresh = Points(profile.refresh.every)
+        self._memory: MemoryPlan | None = None
         self._shape: tuple[int, int] | None = None
         self._dtype: np.dtype[Any] | None = None
         self._since_settle = 0
         self._first: float | None = None
         self._last: float | None = None
         self._begun = time.monotonic()
-        self._next_look = 0
         self.n_repaired = 0
         self._on_progress = on_progress
 
@@ -154,13 +160,12 @@ class Session:
         projections.put(frame)
         self._since_settle += 1
         n = len(self._window)
-        if self._since_settle < BLOCK and n < self._next_look:
-            return
-        if not self._ready(n):
+        is_due = self._refresh.reached(n)
+        if (self._since_settle < BLOCK and not is_due) or not self._ready(n):
             return
         projections.settle()
         self._since_settle = 0
-        if n >= self._next_look:
+        if is_due:
             self._look()
         self._tell("running")
 
@@ -170,26 +175,37 @@ class Session:
         """Return the sum of this run, made when the frames' shape is known."""
         if self._sum is None:
             assert self._shape is not None  # noqa: S101  (set by the first frame)
-            shape = self._shape
-            check_fit(shape)
+            shape, refresh = self._shape, self._profile.refresh
+            self._memory = memory = self._plan_memory(shape)
             self.center.begin(shape[1])
-            slab_rows = self._profile.refresh.slab_rows
             grids = Grids(
-                self._rooms.reconstruct, shape, slab_rows, self.center.position
+                self._rooms.reconstruct,
+                shape,
+                refresh.slab_rows,
+                self.center.position,
+                memory,
             )
-            self._sum = ProjectionSum(self._rooms, self._window, grids)
-            self._next_look = self._step(0)
+            self._order = SlabOrder(grids.ranges, refresh.first_rows, self._is_behind)
+            self._sum = ProjectionSum(self._rooms, self._window, grids, shape)
+            self._refresh.begin(self._ledgers[Kind.PROJECTION].n_promised)
         return self._sum
 
-    def _step(self, n: int) -> int:
-        """Return at how many projections the next version is due."""
-        every = self._profile.refresh.every
+    def _plan_memory(self, shape: tuple[int, int]) -> MemoryPlan:
+        assert self._dtype is not None  # noqa: S101  (set by the first frame)
         promised = self._ledgers[Kind.PROJECTION].n_promised
-        if promised:
-            step = max(1, round(every * promised))
-            # The last one is made when the run closes, with everything it needs.
-            return n + step if n + 1.5 * step <= promised else sys.maxsize
-        return max(n + BLOCK, round(n * (1 + 2 * every)))
+        stack = promised * math.prod(shape) * self._dtype.itemsize
+        ring = self._profile.window.max_bytes
+        plan = plan_memory(
+            shape,
+            self._profile.refresh.slab_rows,
+            oversampling=self._rooms.reconstruct.oversampling,
+            interpret=bool(self._rooms.denoise or self._rooms.segment),
+            ring_bytes=min(ring, stack) if promised else ring,
+            free=free_memory(),
+        )
+        if plan.rung > 1:
+            log.warning("run %s: memory is short: %s", self.scan.run_uid, plan.words)
+        return plan
 
     def _ready(self, n: int) -> bool:
         """Whether flats are known, or air has been assumed in their place."""
@@ -206,8 +222,8 @@ class Session:
         return True
 
     def _assume_air(self) -> None:
-        projections = self._projections()
-        held = [self._window.image(k) for k, _ in list(self._window.items())[:BLOCK]]
+        projections, n_air = self._projections(), len(self._window)
+        held = [self._window.image(place) for place in range(min(n_air, BLOCK))]
         projections.references = self._references.assumed(held)
         log.warning(
             "run %s: no flats; air level %.4g assumed from the projections",
@@ -219,9 +235,7 @@ class Session:
 
     def _look(self) -> None:
         n = len(self._window)
-        self._next_look = self._step(n)
-        if self._views.skip():
-            return
+        self._refresh.passed(n, self._ledgers[Kind.PROJECTION].n_promised)
         if not self.center.settled:
             self._find_center()
         self._publish(final=False)
@@ -240,14 +254,27 @@ class Session:
         return len(self._window) / owed if owed else 0.0
 
     def _publish(self, final: bool) -> None:
+        projections, order, memory = self._projections(), self._order, self._memory
+        assert order is not None  # noqa: S101  (made with the sum)
+        assert memory is not None  # noqa: S101
         rings, coverage = self._rooms.rings, self._coverage()
-        self._views.publish(
-            self._projections(),
-            without_rings=rings is not None and coverage >= rings.min_coverage,
+        without_rings = rings is not None and coverage >= rings.min_coverage
+        look = Look(
             coverage=coverage,
+            rings=projections.rings() if without_rings else None,
+            shift=self.center.position - projections.grids.rotation_center,
+            keep=memory.rung <= 2,
+            interpret=memory.interpret,
+            final=final,
+        )
+        wishes = Wishes() if final else read_wishes(self._views.output.folder)
+        held = projections.grids.held
+        self._views.publish(
+            projections,
+            order(len(self._window), held, wishes.rows, final=final),
+            look,
             received=(self._first, self._last),
             provenance=self._provenance(),
-            final=final,
         )
 
     # ------------------------------------------------------------------ the end
@@ -287,6 +314,11 @@ class Session:
         if self.center.may_be_measured:
             self._find_center()
         self._publish(final=True)
+        assert self._memory is not None  # noqa: S101
+        for slabs in self._memory.passes[1:]:
+            projections.hold(range(*slabs))
+            projections.settle()
+            self._publish(final=True)
 
     def _is_whole(self, closed: Closed) -> bool:
         """Whether everything that was announced is in the volume."""
@@ -323,15 +355,18 @@ class Session:
             },
             "rotation_center": self.center.as_dict(),
             "repaired_pixels": self.n_repaired,
+            "memory": self._memory.as_dict() if self._memory else None,
+            "slabs_skipped": self._order.n_skipped if self._order else 0,
         }
 
     def _angles(self) -> dict[str, Any]:
         """Return the indices and angles in the volume."""
-        slots = sorted(self._window.items())
+        index = sorted(self._window.places)
+        places = [self._window.places[k] for k in index]
         return {
-            "index": [index for index, _ in slots],
-            "theta_rad": [slot.theta for _, slot in slots],
-            "half": "".join("AB"[slot.half] for _, slot in slots),
+            "index": index,
+            "theta_rad": self._window.theta[places].tolist(),
+            "half": "".join("AB"[half] for half in self._window.half[places]),
         }
 
     def _tell(self, state: Any) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream import __version__
-from ebl_stream.engine.grids import Grids, Look
+from ebl_stream.engine.grids import Grids, Rings
 from ebl_stream.engine.projections import ProjectionSum
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.rotation_center import CenterFinder
@@ -24,105 +28,237 @@ WHOLE_CIRCLE = 0.9
 """Share of the half circle below which split-half resolution means nothing."""
 
 
+JUDGED_SLABS = 4
+"""Slabs whose quality is looked at before the end, at most about."""
+
 JUDGED_SLICES = 8
 """Slices of a slab that its quality figures are made of, about."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the grids are looked at."""
+
+    coverage: float
+    """Projections in the grids over projections that the run owes, 0..1."""
+    rings: Rings | None
+    """What is taken away from every projection."""
+    shift: float
+    """px; how far the rotation center is from where the grids turn."""
+    keep: bool
+    """Whether there is memory for the whole volume."""
+    interpret: bool
+    """Whether there is memory to denoise and segment it."""
+    final: bool
 
 
 class Views:
     """Make and publish the versions of one run's volume."""
 
     def __init__(
-        self,
-        scan: Scan,
-        profile: Profile,
-        rooms: Rooms,
-        output: RunOutput,
-        *,
-        skip_late: bool,
+        self, scan: Scan, profile: Profile, rooms: Rooms, output: RunOutput
     ) -> None:
         self.output = output
         self.version = 0
         self.latency: dict[str, float | None] = {
             "first_preview": None,
             "last_projection_to_recon": None,
+            "last_projection_to_first_slab": None,
             "last_projection_to_volume": None,
         }
+        """s; ``recon`` is the whole volume in memory, ``volume`` the same on disk."""
         self._scan = scan
         self._profile = profile
         self._rooms = rooms
-        self._skip_late = skip_late
         self._shape: tuple[int, int, int] | None = None
-        self._busy = (0.0, 0.0)
+        self._whole: NDArray[np.float32] | None = None
         self._newest_latency: float | None = None
-        self._rows: list[dict[str, Any]] = []
+        self._rows: dict[int, dict[str, Any]] = {}
         self._looks: list[int] = []
-        self._unseen = 0
-
-    def skip(self) -> bool:
-        """Whether previews take more than half of the time just now (live only)."""
-        ended, took = self._busy
-        late = self._skip_late and time.monotonic() - ended < took
-        self._unseen += late
-        return late
 
     def publish(
         self,
         projections: ProjectionSum,
+        slabs: Iterable[int],
+        look: Look,
         *,
-        without_rings: bool,
-        coverage: float,
         received: tuple[float | None, float | None],
         provenance: dict[str, Any],
-        final: bool,
     ) -> None:
-        """Look at the volume, and write what the rooms make of it."""
-        begun = time.monotonic()
+        """Look at slabs, and write what the rooms make of them.
+
+        Parameters
+        ----------
+        projections : ProjectionSum
+        slabs : iterable of int
+            In the order in which they are wanted.
+        look : Look
+        received : (float, float)
+            When the first and the last projection came, s on the monotonic clock.
+        provenance : dict
+            Published with the data.
+        """
         first, last = received
         grids, n_used = projections.grids, len(projections.window)
-        look = projections.look(without_rings=without_rings)
-        if final and last is not None:
-            self.latency["last_projection_to_recon"] = time.monotonic() - last
-        self._open(grids, provenance)
+        self._open(grids, look, provenance)
         self.version += 1
-        stamp = {"version": self.version, "n_used": n_used, "coverage": coverage}
-        self._write("recon", grids, [volume for volume, _ in look], stamp)
+        stamp = {"version": self.version, "n_used": n_used, "coverage": look.coverage}
+        done = self._reconstruct(grids, slabs, look, last, stamp)
         if self.version == 1 and first is not None:
             self.latency["first_preview"] = time.monotonic() - first
-        if final and last is not None:
+        if look.final and last is not None:
             self.latency["last_projection_to_volume"] = time.monotonic() - last
-        phases = self._interpret(grids, look, stamp) if self._due(final) else {}
-        self._rows = grids.each_slab(
-            lambda k: quality_row(k, *grids.slabs[k], *map(_sample, look[k]), **stamp),
-            range(len(look)),
-        )
+        phases = self._judge(grids, done, look, stamp)
         if projections.angular_coverage < WHOLE_CIRCLE:
             # The halves share a missing wedge, so they agree on what it hides.
-            for row in self._rows:
+            for row in self._rows.values():
                 row["resolution_px"] = None
-        self.output.quality(self._rows)
+        self.output.quality([self._rows[k] for k in sorted(self._rows) if k in done])
         self._looks.append(n_used)
         self.output.update(
             provenance
-            | {"looks": {"n_used": self._looks, "skipped": self._unseen}}
+            | {"looks": {"n_used": self._looks}, "timings": grids.timings.as_dict()}
             | ({"phases": phases} if phases else {})
         )
-        now = time.monotonic()
-        self._busy = (now, now - begun)
-        self._newest_latency = None if last is None else now - last
+        self._newest_latency = None if last is None else time.monotonic() - last
 
-    def _due(self, final: bool) -> bool:
-        """Whether this version is denoised and segmented, too."""
-        return final or self.version % self._profile.refresh.interpret_every == 0
+    def _reconstruct(
+        self,
+        grids: Grids,
+        slabs: Iterable[int],
+        look: Look,
+        last: float | None,
+        stamp: dict[str, Any],
+    ) -> list[int]:
+        """Make the slabs, and write them: the first at once, the others when all are.
 
-    def _open(self, grids: Grids, provenance: dict[str, Any]) -> None:
+        Returns the slabs that were made.
+        """
+        done: list[int] = []
+        under_way: deque[Future[None]] = deque()
+        for slab in slabs:
+            if len(under_way) >= grids.n_threads:
+                under_way.popleft().result()
+            at_once = self._whole is None or not done
+            task = grids.submit(self._make, grids, slab, look, stamp, at_once)
+            under_way.append(task)
+            done.append(slab)
+            if at_once and self._whole is not None:
+                task.add_done_callback(
+                    lambda _: self._note_latency("last_projection_to_first_slab", last)
+                )
+        for future in under_way:
+            future.result()
+        if look.final:
+            self._note_latency("last_projection_to_recon", last)
+        if self._whole is not None:
+            later = [
+                grids.submit(self._write, "recon", grids, slab, self._whole, stamp)
+                for slab in done[1:]
+            ]
+            for future in later:
+                future.result()
+        return done
+
+    def _note_latency(self, name: str, last: float | None) -> None:
+        if last is not None:
+            self.latency[name] = time.monotonic() - last
+
+    def _make(
+        self, grids: Grids, slab: int, look: Look, stamp: dict[str, Any], at_once: bool
+    ) -> None:
+        z0, z1 = grids.ranges[slab]
+        out = None if self._whole is None else self._whole[z0:z1]
+        volume = grids.volume(slab, look.rings, look.shift, out)
+        if at_once:
+            self._put("recon", grids, slab, volume, stamp)
+
+    def _put(
+        self,
+        name: str,
+        grids: Grids,
+        slab: int,
+        values: NDArray[Any],
+        stamp: dict[str, Any],
+    ) -> None:
+        begun = time.perf_counter()
+        self.output.write(name, grids.ranges[slab][0], values, **stamp)
+        grids.timings.note(f"write {name}", slab, time.perf_counter() - begun)
+
+    def _write(
+        self,
+        name: str,
+        grids: Grids,
+        slab: int,
+        whole: NDArray[Any],
+        stamp: dict[str, Any],
+    ) -> None:
+        self._put(name, grids, slab, whole[slice(*grids.ranges[slab])], stamp)
+
+    def _judge(
+        self, grids: Grids, done: list[int], look: Look, stamp: dict[str, Any]
+    ) -> dict[str, float]:
+        """Find the slabs' quality figures; denoise and segment when it is time."""
+        due = look.final or self.version % self._profile.refresh.interpret_every == 0
+        whole = self._whole
+        interpret = due and look.interpret and whole is not None
+        interpret = interpret and len(done) == len(grids.ranges)
+        clean = whole
+        if interpret and self._rooms.denoise is not None:
+            clean = np.empty_like(whole)
+        judged = [slab for slab in done if grids.has_halves(slab)]
+        if not interpret and not look.final:
+            judged = sorted(judged)[:: max(1, -(-len(judged) // JUDGED_SLABS))]
+
+        def one(slab: int) -> None:
+            z0, z1 = grids.ranges[slab]
+            difference = grids.half_difference(slab, look.rings, look.shift)
+            if whole is not None:
+                volume = whole[z0:z1]
+            else:
+                volume = grids.volume(slab, look.rings, look.shift)
+            self._rows[slab] = quality_row(
+                slab, z0, z1, _sample(volume), _sample(difference), **stamp
+            )
+            if interpret and self._rooms.denoise is not None and clean is not None:
+                begun = time.perf_counter()
+                clean[z0:z1] = self._rooms.denoise(volume, difference)
+                grids.timings.note("denoise", slab, time.perf_counter() - begun)
+                self._write("denoised", grids, slab, clean, stamp)
+
+        for future in [grids.submit(one, slab) for slab in judged]:
+            future.result()
+        if not interpret or clean is None or whole is None:
+            return {}
+        return self._segment(grids, whole, clean, stamp)
+
+    def _segment(
+        self,
+        grids: Grids,
+        volume: NDArray[np.float32],
+        clean: NDArray[np.float32],
+        stamp: dict[str, Any],
+    ) -> dict[str, float]:
+        """Segment and quantify; the raw volume always stands beside."""
+        rooms = self._rooms
+        if rooms.segment is None:
+            return {}
+        labels = rooms.segment(volume, clean)
+        for slab in grids.held:
+            self._write("labels", grids, slab, labels, stamp)
+        return rooms.quantify(volume, labels) if rooms.quantify else {}
+
+    def _open(self, grids: Grids, look: Look, provenance: dict[str, Any]) -> None:
         if self._shape is not None:
             return
         n = grids.n_columns
-        self._shape = shape = (grids.slabs[-1][1], n, n)
+        self._shape = shape = (grids.ranges[-1][1], n, n)
+        if look.keep:
+            self._whole = np.zeros(shape, np.float32)
         arrays = [ArraySpec("recon", shape, "<f4", "1/px")]
-        if self._rooms.denoise is not None:
+        if self._rooms.denoise is not None and look.interpret:
             arrays.append(ArraySpec("denoised", shape, "<f4", "1/px"))
-        if self._rooms.segment is not None:
+        if self._rooms.segment is not None and look.interpret:
             arrays.append(ArraySpec("labels", shape, "|u1", "label"))
         metadata = self._start_metadata() | provenance
         try:
@@ -151,33 +287,9 @@ class Views:
         }
         return {"start": start, "analysis": analysis}
 
-    def _write(
-        self, name: str, grids: Grids, slabs: list[Any], stamp: dict[str, Any]
-    ) -> None:
-        for (z0, _), slab in zip(grids.slabs, slabs, strict=True):
-            self.output.write(name, z0, slab, **stamp)
-
-    def _interpret(
-        self, grids: Grids, look: Look, stamp: dict[str, Any]
-    ) -> dict[str, float]:
-        """Denoise, segment and quantify; the raw volume always stands beside."""
-        rooms = self._rooms
-        volume = np.concatenate([slab for slab, _ in look])
-        clean = volume
-        if rooms.denoise is not None:
-            clean = np.concatenate(
-                grids.each_slab(rooms.denoise, *zip(*look, strict=True))
-            )
-            self._write("denoised", grids, _cut(clean, grids), stamp)
-        if rooms.segment is None:
-            return {}
-        labels = rooms.segment(volume, clean)
-        self._write("labels", grids, _cut(labels, grids), stamp)
-        return rooms.quantify(volume, labels) if rooms.quantify else {}
-
     def progress(self, **facts: Any) -> Progress:
         """Return a `Progress` with what is known here added."""
-        resolutions = [row["resolution_px"] for row in self._rows]
+        resolutions = [row["resolution_px"] for row in self._rows.values()]
         finite = [value for value in resolutions if value is not None]
         return Progress(
             processed_uid=self.output.processed_uid,
@@ -217,7 +329,7 @@ class Views:
         """Return the last version's figures, mean over the slabs that have them."""
         names = ("resolution_px", "frc_mean", "split_noise")
         known = {
-            name: [row[name] for row in self._rows if row[name] is not None]
+            name: [row[name] for row in self._rows.values() if row[name] is not None]
             for name in names
         }
         return {
@@ -228,7 +340,3 @@ class Views:
 def _sample(slab: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return some slices of a slab, enough for its figures."""
     return slab[:: max(1, len(slab) // JUDGED_SLICES)]
-
-
-def _cut(volume: NDArray[Any], grids: Grids) -> list[NDArray[Any]]:
-    return [volume[z0:z1] for z0, z1 in grids.slabs]

@@ -7,7 +7,6 @@ rebuilt from it at any time.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -16,6 +15,9 @@ from numpy.typing import NDArray
 
 from ebl_stream.frames import Frame, FrameRef, Image
 from ebl_stream.ingest.hdf5 import read_frame
+
+FIRST_ROOM = 1024
+"""Projections that there is room for at first; it doubles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +29,11 @@ class _Spilled:
     dtype: np.dtype[Any]
 
 
-@dataclass
-class Slot:
-    """One projection, and how much of it is in the grids."""
-
-    theta: float
-    """rad."""
-    half: int
-    """0 (A) or 1 (B): the half it should be in."""
-    image: Image | FrameRef | _Spilled
-    """Raw frame in the detector's dtype, or where to read it again."""
-    applied: tuple[float, float] = (0.0, 0.0)
-    """Weights, rad, with which it was added to A and B."""
-
-
 class Window:
-    """Slots by frame index, in the order of first arrival.
+    """Projections in the order of first arrival, and how much of each is in the grids.
+
+    A projection's *place* is its number in that order; its *index* is its key in the
+    documents.
 
     Parameters
     ----------
@@ -54,56 +45,80 @@ class Window:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._slots: dict[int, Slot] = {}
+        self.places: dict[int, int] = {}
+        """Frame index to place."""
+        self._images: list[Image | FrameRef | _Spilled] = []
+        self._theta = np.empty(FIRST_ROOM)
+        self._half = np.empty(FIRST_ROOM, np.int8)
+        self._applied = np.empty((FIRST_ROOM, 2))
         self._scratch: IO[bytes] | None = None
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self.places)
 
     def __contains__(self, index: int) -> bool:
-        return index in self._slots
+        return index in self.places
 
-    def __getitem__(self, index: int) -> Slot:
-        return self._slots[index]
+    @property
+    def theta(self) -> NDArray[np.float64]:
+        """rad, (place,)."""
+        return self._theta[: len(self)]
 
-    def items(self) -> Iterator[tuple[int, Slot]]:
-        """Iterate over indices and slots in order of first arrival."""
-        return iter(self._slots.items())
+    @property
+    def half(self) -> NDArray[np.int8]:
+        """0 (A) or 1 (B), (place,): the half that each projection should be in."""
+        return self._half[: len(self)]
 
-    def slots(self) -> Iterator[Slot]:
-        """Iterate over the slots in order of first arrival."""
-        return iter(self._slots.values())
+    @property
+    def applied(self) -> NDArray[np.float64]:
+        """rad, (place, half): the weights with which each stands in the grids."""
+        return self._applied[: len(self)]
 
-    def put(self, frame: Frame, half: int) -> None:
-        """Keep a projection; the last write of an index wins.
+    def put(self, frame: Frame, half: int) -> int:
+        """Keep a projection and return its place; the last write of an index wins.
 
-        Whoever replaces a slot takes the old projection out of the grids first.
+        Whoever replaces one takes the old projection out of the grids first.
         """
-        old = self._slots.get(frame.index)
-        if old is not None and isinstance(old.image, np.ndarray):
-            self._bytes -= old.image.nbytes
-        self._slots[frame.index] = Slot(frame.theta, half, self._keep(frame))
+        place = self.places.get(frame.index)
+        if place is None:
+            place = self._new_place(frame.index)
+        else:
+            old = self._images[place]
+            self._bytes -= old.nbytes if isinstance(old, np.ndarray) else 0
+        self._theta[place] = frame.theta
+        self._half[place] = half
+        self._applied[place] = 0
+        self._images[place] = self._keep(frame)
+        return place
 
-    def image(self, index: int) -> Image:
+    def _new_place(self, index: int) -> int:
+        place = len(self.places)
+        if place == len(self._theta):
+            self._theta = np.resize(self._theta, 2 * place)
+            self._half = np.resize(self._half, 2 * place)
+            self._applied = np.resize(self._applied, (2 * place, 2))
+        self.places[index] = place
+        self._images.append(_Spilled(0, (), np.dtype("u1")))
+        return place
+
+    def image(self, place: int) -> Image:
         """Return the raw frame ``(row, column)``, from memory or from its file."""
-        kept = self._slots[index].image
+        kept = self._images[place]
         if isinstance(kept, FrameRef):
             return read_frame(kept)
         if isinstance(kept, _Spilled):
             return self._unspill(kept)
         return kept
 
-    def thetas(self) -> NDArray[np.float64]:
-        """Return theta in rad, in the order of ``items``."""
-        return np.array([slot.theta for slot in self._slots.values()])
-
     def used(self) -> list[int]:
         """Return the indices of projections that are in the grids."""
-        return [k for k, slot in self._slots.items() if any(slot.applied)]
+        is_used = np.asarray(self.applied.any(axis=1))
+        return [index for index, place in self.places.items() if is_used[place]]
 
     def close(self) -> None:
         """Let go of the frames."""
-        self._slots.clear()
+        self.places.clear()
+        self._images.clear()
         if self._scratch is not None:
             self._scratch.close()
 

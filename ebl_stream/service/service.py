@@ -246,11 +246,12 @@ def _make_callback(settings: Settings, publishing: Publishing) -> MakeCallback:
     from ebl_stream.reconstruction import Reconstruction
 
     roots = settings.roots
-    return lambda on_progress: Reconstruction(
+    return lambda on_progress, is_behind: Reconstruction(
         settings.profile,
         out=settings.out,
         link=publishing.link,
         live=True,
+        is_behind=is_behind,
         roots=roots,
         on_progress=on_progress,
     )

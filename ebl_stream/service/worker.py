@@ -48,8 +48,9 @@ class Callback(Protocol):
         ...
 
 
-MakeCallback = Callable[[Callable[[SaysOfItself], None]], Callback]
-"""Makes the callback; its argument is to be called with every progress."""
+MakeCallback = Callable[[Callable[[SaysOfItself], None], Callable[[], bool]], Callback]
+"""Makes the callback; its arguments are to be called with every progress, and to ask
+whether documents wait."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,9 @@ class Worker:
 
     def _start(self) -> threading.Thread:
         # Made here: a profile that cannot be furnished is the caller's to hear of.
-        callback = self._make_callback(self._progressed)
+        callback = self._make_callback(
+            self._progressed, lambda: not self._queue.empty()
+        )
         # A daemon: a second Ctrl-C has to end the process.
         thread = threading.Thread(
             target=self._run, args=(callback,), name="ebl-stream-worker", daemon=True

@@ -1,0 +1,173 @@
+"""When slabs are looked at, and which first: ingest always goes before.
+
+Everything that can change a number is counted in projections. Time decides only
+whether a live preview is left out; the slabs that missed one say so by their stamp.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from ebl_stream.errors import InputError
+
+BLOCK = 32
+"""Projections that go through the rooms together."""
+
+GROWTH = 2.0
+"""Without a promise, a look follows when coverage has grown by so many ``every``."""
+
+
+class Points:
+    """Points of a scan that recur with coverage.
+
+    Parameters
+    ----------
+    every : float
+        Share of the promised projections between two points; 0 has none.
+    at_end : bool
+        Whether the end is not itself such a point (a last look is made anyway).
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._next = 0
+
+    def begin(self, promised: int | None) -> None:
+        """Set the first point."""
+        self._next = self._after(0, promised)
+
+    def reached(self, n: int) -> bool:
+        """Whether ``n`` projections have reached the next point."""
+        return n >= self._next
+
+    def passed(self, n: int, promised: int | None) -> None:
+        """Set the point after ``n`` projections."""
+        self._next = self._after(n, promised)
+
+    def _after(self, n: int, promised: int | None) -> int:
+        if not self._every:
+            return sys.maxsize
+        if promised:
+            step = max(1, round(self._every * promised))
+            # The last look is made when the run closes, with everything it needs.
+            return n + step if n + 1.5 * step <= promised else sys.maxsize
+        return max(n + BLOCK, round(n * (1 + GROWTH * self._every)))
+
+
+class SlabOrder:
+    """Which slabs are refreshed, in which order, and until when.
+
+    Parameters
+    ----------
+    slabs : sequence of (int, int)
+        Half-open ranges of rows.
+    first_rows : (int, int), optional
+        Region of interest of the profile: goes first.
+    is_behind : callable, optional
+        Whether frames wait to be taken in; None: nobody waits (replay).
+
+    Raises
+    ------
+    InputError
+        The region of interest lies outside of the detector.
+    """
+
+    def __init__(
+        self,
+        slabs: Sequence[tuple[int, int]],
+        first_rows: tuple[int, int] | None,
+        is_behind: Callable[[], bool] | None,
+    ) -> None:
+        n_rows = slabs[-1][1]
+        if first_rows is not None and not 0 <= first_rows[0] < n_rows:
+            raise InputError(
+                f"refresh.first_rows {list(first_rows)}: the projections have rows "
+                f"0 to {n_rows - 1}"
+            )
+        self._slabs = slabs
+        self._first_rows = first_rows
+        self._is_behind = is_behind
+        self._seen_at = [0] * len(slabs)
+        self._ended = time.monotonic()
+        self._owed_s = 0.0
+        self.n_skipped = 0
+        """Refreshes of a slab that were left out because frames waited."""
+
+    def __call__(
+        self,
+        n: int,
+        held: range,
+        watched: tuple[int, int] | None = None,
+        *,
+        final: bool = False,
+    ) -> Iterator[int]:
+        """Iterate over the slabs to refresh at ``n`` projections.
+
+        Watched slabs come first and are never left out; then the region of interest,
+        then those that were seen longest ago. Where frames wait, looking may take
+        as long as ingest took since the last look, not longer.
+
+        Parameters
+        ----------
+        n : int
+            Projections in the grids.
+        held : range
+            Slabs that are in memory.
+        watched : (int, int), optional
+            Rows that a viewer looks at.
+        final : bool
+            Leave nothing out.
+        """
+        begun = time.monotonic()
+        allowed = begun - self._ended - self._owed_s
+
+        def key(k: int) -> tuple[bool, bool, int, int]:
+            first = self._overlaps(k, self._first_rows)
+            return (not self._overlaps(k, watched), not first, self._seen_at[k], k)
+
+        for k in sorted(held, key=key):
+            late = time.monotonic() - begun > allowed and self._must_yield()
+            if late and not final and not self._overlaps(k, watched):
+                self.n_skipped += 1
+                continue
+            self._seen_at[k] = n
+            yield k
+        self._ended = time.monotonic()
+        self._owed_s = max(0.0, self._ended - begun - max(0.0, allowed))
+
+    def _must_yield(self) -> bool:
+        return self._is_behind is not None and self._is_behind()
+
+    def _overlaps(self, k: int, rows: tuple[int, int] | None) -> bool:
+        z0, z1 = self._slabs[k]
+        return rows is not None and rows[0] < z1 and z0 < rows[1]
+
+
+class Timings:
+    """Seconds that each stage took for each slab, the last time and in all."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, int], list[float]] = {}
+
+    def note(self, stage: str, slab: int, seconds: float) -> None:
+        """Note one turn of a stage; different slabs may be noted side by side."""
+        entry = self._of.setdefault((stage, slab), [0.0, 0.0, 0.0])
+        entry[0] = seconds
+        entry[1] += seconds
+        entry[2] += 1
+
+    def as_dict(self) -> dict[str, dict[str, list[float]]]:
+        """Return ``{stage: {last_s, total_s, turns}}``, lists by slab."""
+        stages = sorted({stage for stage, _ in self._of})
+        return {stage: self._stage(stage) for stage in stages}
+
+    def _stage(self, stage: str) -> dict[str, list[float]]:
+        slabs = 1 + max(slab for name, slab in self._of if name == stage)
+        entries = [self._of.get((stage, k), [0.0, 0.0, 0]) for k in range(slabs)]
+        names = ("last_s", "total_s", "turns")
+        return {
+            name: [round(entry[i], 6) for entry in entries]
+            for i, name in enumerate(names)
+        }

@@ -1,0 +1,91 @@
+"""What somebody who looks at a run wants to see of it, while it runs.
+
+``viewer.json`` in the run's folder says it; anybody who may write there may ask. It
+changes previews only: the final volume is what the profile says.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from ebl_stream.numerics.windows import Window
+
+log = logging.getLogger(__name__)
+
+NAME = "viewer.json"
+MAX_BYTES = 4096
+
+
+class Plane(BaseModel):
+    """A cut through the volume at any angle."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    point: tuple[float, float, float]
+    """A voxel ``(z, y, x)`` on the plane."""
+    normal: tuple[float, float, float]
+    """Direction ``(z, y, x)`` that the plane is seen along; any length but zero."""
+
+    @model_validator(mode="after")
+    def _has_direction(self) -> Plane:
+        if not any(self.normal):
+            raise ValueError("normal must not be (0, 0, 0)")
+        return self
+
+
+class Wishes(BaseModel):
+    """What a viewer asks for; everything may be left out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: tuple[int, int] | None = None
+    """Half-open range of slices that are refreshed first, however late it is."""
+    window: Window | None = None
+    """Low-pass of the previews."""
+    plane: Plane | None = None
+    """An oblique plane that is shown beside the three orthogonal ones."""
+
+    @model_validator(mode="after")
+    def _is_range(self) -> Wishes:
+        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
+            raise ValueError("rows must be A, B with 0 <= A < B")
+        return self
+
+
+def read_wishes(folder: Path) -> Wishes:
+    """Return what is asked for in a run's folder; nothing where nobody asks.
+
+    A file that says something else is reported in the log and ignored: a viewer
+    never stops a scan.
+    """
+    path = folder / NAME
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError:
+        return Wishes()
+    try:
+        if len(raw) > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES} bytes")
+        return Wishes.model_validate_json(raw)
+    except (ValidationError, ValueError) as error:
+        first = " ".join(str(error).split())[:200]
+        log.warning("%s ignored: %s", path, first)
+        return Wishes()
+
+
+def write_wishes(folder: Path, wishes: Wishes) -> None:
+    """Ask for something in a run's folder; replaces what was asked before.
+
+    Raises
+    ------
+    OSError
+        The folder is not there or cannot be written to.
+    """
+    draft = folder / f"{NAME}.part"
+    draft.write_text(wishes.model_dump_json(exclude_none=True), encoding="utf-8")
+    os.replace(draft, folder / NAME)
