@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import finufft
 import numpy as np
 from numpy.typing import NDArray
 
 
 def voronoi_weights(
-    theta: NDArray[np.float64], cap: float = 4.0
+    theta: NDArray[np.float64], cap: float = 6.0
 ) -> NDArray[np.float64]:
     """Half the gaps to both neighbors on the half circle, by brute force."""
     direction = np.mod(theta, np.pi)
@@ -29,6 +31,7 @@ def nufft_fbp(
     center: float,
     weights: NDArray[np.float64] | None = None,
     n_padded: int | None = None,
+    low_pass: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
 ) -> NDArray[np.float64]:
     """FBP of one sinogram [angle, column] by the exact adjoint NUFFT, [y, x]."""
     if weights is None:
@@ -40,6 +43,8 @@ def nufft_fbp(
     ramp[0] = 0.25
     spectrum = np.fft.fft(sinogram, padded, axis=1) * np.fft.fft(ramp).real
     f = np.fft.fftfreq(padded)
+    if low_pass is not None:
+        spectrum = spectrum * low_pass(np.abs(f))
     half_pixel = n // 2 - (n - 1) / 2
     cos, sin = np.cos(theta)[:, None], np.sin(theta)[:, None]
     shift = f * center + f * half_pixel * (cos + sin)

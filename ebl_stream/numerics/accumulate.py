@@ -1,27 +1,24 @@
 """Split-half Fourier accumulation: FBP that is always up to date.
 
 A projection is filtered and spread onto the oversampled 2-D Fourier grid of each
-slice the moment it arrives (the adjoint non-uniform FFT with a Kaiser-Bessel
-kernel; Fessler & Sutton, IEEE TSP 51, 560 (2003)). What is left after the last
-angle is one inverse FFT per slice. Two grids, A and B, share the projections:
-the volume is A + B, the noise map A - B.
+slice the moment it arrives, see `fourier_plan`. What is left after the last angle is
+one inverse FFT per slice. Two grids, A and B, share the projections: the volume is
+A + B, the noise map A - B.
 """
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
-import scipy.fft
-from numba import njit
-from numpy.typing import NDArray
-from scipy.special import i0
+from numpy.typing import ArrayLike, NDArray
 
-Window: TypeAlias = Literal["ramp", "shepp_logan", "cosine", "hann"]
-"""Low-pass on top of the ramp filter; ``ramp`` is none."""
-
-TABLE_ROWS = 8192
-"""Rows of the kernel table, one per fraction of a grid step."""
+from ebl_stream.numerics.aligned import aligned_empty, aligned_zeros
+from ebl_stream.numerics.fourier_plan import Footprint, FourierPlan
+from ebl_stream.numerics.tiles import FLOATS, ROWS, tiles
+from ebl_stream.numerics.windows import Window
 
 
 class Accumulator:
@@ -31,262 +28,246 @@ class Accumulator:
     s = column - rotation_center; pixel (y, x) of a slice lies at
     (x - (n_columns - 1) / 2, y - (n_columns - 1) / 2) about the axis.
 
+    One thread at a time may call its methods; different slabs do not share anything
+    that is written. The result of a sequence of calls is the same to the last bit,
+    whatever runs beside it.
+
     Parameters
     ----------
-    n_rows, n_columns : int
-        Detector rows of the slab, and columns; any number of either.
+    plan : FourierPlan
+    n_rows : int
+        Detector rows of the slab; memory is taken for the next multiple of 32.
     rotation_center : float
-        px, column of the stored frame.
-    window : str
-        Low-pass on top of the ramp.
-    oversampling : float
-        Grid points per pixel of the slice.
-    taps : int
-        Width of the Kaiser-Bessel kernel in grid points.
+        px, column of the projections.
+    halves : bool
+        Keep A and B apart. Without, one grid holds both: half the memory, no
+        half difference.
     """
 
     def __init__(
         self,
+        plan: FourierPlan,
         n_rows: int,
-        n_columns: int,
         rotation_center: float,
         *,
-        window: Window = "ramp",
-        oversampling: float = 1.25,
-        taps: int = 4,
+        halves: bool = True,
     ) -> None:
+        if n_rows < 1:
+            raise ValueError(f"n_rows must be 1 or more, not {n_rows}")
+        self.plan = plan
         self.n_rows = n_rows
-        self.n_columns = n_columns
-        self.n_grid = _fast_length(oversampling * n_columns)
-        # Two real slices are the real and imaginary part of one complex grid.
-        self._pairs = (n_rows + 1) // 2
-        shape = (2, self.n_grid, self.n_grid, 2 * self._pairs)
-        self.halves = np.zeros(shape, np.float32)
-        """Grids A and B, ``[half, ky, kx, lane]``; lanes as in `spokes`."""
-        self._n_padded = 2 * _fast_length(n_columns)
-        self._frequency = np.arange(-self._n_padded // 2, self._n_padded // 2 + 1)
-        self._frequency = self._frequency / self._n_padded
-        self._filter = self._spoke_filter(rotation_center, window)
-        # An even slice has its axis between pixels.
-        self._origin = n_columns // 2 - (n_columns - 1) / 2
-        beta = kaiser_bessel_beta(taps, self.n_grid / n_columns)
-        self._table = kernel_table(taps, beta)
-        self._apodization = self._deapodization(taps, beta)
+        self._tiles = tiles()
+        n_tiles = -(-n_rows // ROWS)
+        shape = (1 + halves, n_tiles, plan.stride, plan.stride, FLOATS)
+        self.grids = aligned_zeros(shape)
+        """``[half, tile, kx, ky, lane]``, see `tiles`; add with `add` only."""
+        self._set_center(rotation_center)
+
+    def _set_center(self, rotation_center: float) -> None:
+        self.rotation_center = float(rotation_center)
+        self._filter = self.plan.spoke_filter(rotation_center)
+
+    @property
+    def halves(self) -> bool:
+        """Whether A and B are kept apart."""
+        return len(self.grids) == 2
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both grids."""
-        return self.halves.nbytes
+        """Bytes of the grids."""
+        return self.grids.nbytes
 
-    def reset(self) -> None:
-        """Forget everything that was added."""
-        self.halves.fill(0)
+    def reset(self, rotation_center: float | None = None) -> None:
+        """Forget everything that was added; maybe turn about another center then."""
+        self.grids.fill(0)
+        if rotation_center is not None:
+            self._set_center(rotation_center)
 
-    def spokes(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Filter projections; the result may be added any number of times.
+    def add(
+        self,
+        values: NDArray[np.float32],
+        theta: ArrayLike,
+        shares: ArrayLike,
+        *,
+        footprint: Footprint | None = None,
+    ) -> None:
+        """Add projections to the halves; negative shares take them back.
 
         Parameters
         ----------
         values : ndarray, [angle, row, column]
             Line integrals, 1/px times px.
+        theta : array_like, (angle,)
+            rad.
+        shares : array_like, [angle, 2]
+            rad; what is added to A and to B. Zero leaves that half alone.
+        footprint : Footprint, optional
+            ``plan.footprint(theta)``, where several slabs share it.
 
-        Returns
-        -------
-        ndarray, [angle, frequency, lane]
-            Real and imaginary parts of the packed slice pairs alternate in
-            ``lane``; frequencies run from -1/2 to 1/2 per pixel, both included.
+        Raises
+        ------
+        ValueError
+            The shapes do not fit.
         """
-        n_angles = len(values)
-        padded = np.zeros((n_angles, self._pairs, self._n_padded), np.complex64)
-        padded[:, :, : self.n_columns].real = values[:, 0::2]
-        padded[:, : self.n_rows // 2, : self.n_columns].imag = values[:, 1::2]
-        spectrum = np.asarray(scipy.fft.fft(padded, axis=-1, overwrite_x=True))
-        half = self._n_padded // 2
-        ordered = np.concatenate(
-            [spectrum[..., half:], spectrum[..., : half + 1]], axis=-1
-        )
-        ordered *= self._filter
-        return np.ascontiguousarray(ordered.transpose(0, 2, 1)).view(np.float32)
+        angles = np.atleast_1d(np.asarray(theta, np.float64))
+        weights = np.atleast_2d(np.asarray(shares, np.float32))
+        expected = (len(angles), self.n_rows, self.plan.n_columns)
+        if values.shape != expected or weights.shape != (len(angles), 2):
+            raise ValueError(
+                f"values must be {expected} and shares {(len(angles), 2)}, not "
+                f"{values.shape} and {weights.shape}"
+            )
+        if (
+            values.dtype != np.float32
+            or values.strides[-1] != 4
+            or min(values.strides) < 0
+        ):
+            values = np.ascontiguousarray(values, np.float32)
+        if footprint is None:
+            footprint = self.plan.footprint(angles)
+        if not self.halves:
+            weights = weights.sum(1, keepdims=True)
+        per_grid = np.ascontiguousarray(weights.T)
+        for tile, rows in self._rows():
+            self._tiles.add(
+                self.plan,
+                [grid[tile].reshape(-1) for grid in self.grids],
+                values[:, rows],
+                self._filter,
+                footprint,
+                per_grid,
+            )
 
-    def add(
+    def volume(
         self,
-        spoke: NDArray[np.float32],
-        theta: float,
-        weight_a: float,
-        weight_b: float,
-    ) -> None:
-        """Add one filtered projection to the halves; negative weights take it back.
+        *,
+        window: Window = "ramp",
+        shift: float = 0.0,
+        first_theta: float = 0.0,
+        less: Accumulator | None = None,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return A + B as slices ``[row, y, x]``, 1/px.
 
         Parameters
         ----------
-        spoke : ndarray, [frequency, lane]
-            One projection of ``spokes``.
-        theta : float
-            rad.
-        weight_a, weight_b : float
-            rad; what is added to each half. Zero leaves the half alone.
+        window : str
+            Low-pass on top of the ramp.
+        shift, first_theta : float
+            px and rad; correction of the rotation center, see
+            `FourierPlan.grid_response`.
+        less : Accumulator, optional
+            Of the same plan and rows; taken away first: grids that hold what every
+            projection has too much.
+        out : ndarray, [row, y, x], optional
+            Where to write; x side by side in memory.
+
+        Raises
+        ------
+        ValueError
+            ``less`` or ``out`` do not fit.
         """
-        direction = np.array([np.cos(theta), np.sin(theta)])
-        for half, weight in enumerate((weight_a, weight_b)):
-            if weight != 0:
-                _scatter(
-                    self.halves[half],
-                    spoke,
-                    self._frequency,
-                    direction,
-                    self._origin,
-                    self._table,
-                    np.float32(weight),
-                )
+        response = self._response(window, shift, first_theta)
+        return self._slices((1.0, 1.0), response, less, out)
 
-    def volume(self, less: Accumulator | None = None) -> NDArray[np.float32]:
-        """Return A + B as slices ``[row, y, x]``, 1/px.
+    def half_difference(
+        self,
+        *,
+        window: Window = "ramp",
+        shift: float = 0.0,
+        first_theta: float = 0.0,
+        less: Accumulator | None = None,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return A - B, a map of the volume's noise; arguments as of `volume`.
 
-        ``less`` is taken away first: grids of the same slab that hold what every
-        projection has too much.
+        Raises
+        ------
+        ValueError
+            The halves are not kept apart, or ``less`` or ``out`` do not fit.
         """
-        total = self.halves[0] + self.halves[1]
-        if less is not None:
-            total -= less.halves[0]
-            total -= less.halves[1]
-        return self._slices(total)
+        response = self._response(window, shift, first_theta)
+        return self._slices((1.0, -1.0), response, less, out)
 
-    def half_difference(self, less: Accumulator | None = None) -> NDArray[np.float32]:
-        """Return A - B, ``[row, y, x]``: a map of the volume's noise, 1/px."""
-        difference = self.halves[0] - self.halves[1]
-        if less is not None:
-            difference -= less.halves[0]
-            difference += less.halves[1]
-        return self._slices(difference)
+    def half(
+        self,
+        which: Literal["a", "b"],
+        *,
+        window: Window = "ramp",
+        shift: float = 0.0,
+        first_theta: float = 0.0,
+        less: Accumulator | None = None,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return A or B alone; arguments and errors as of `half_difference`."""
+        response = self._response(window, shift, first_theta)
+        signs = (1.0, 0.0) if which == "a" else (0.0, 1.0)
+        return self._slices(signs, response, less, out)
 
-    def _slices(self, grid: NDArray[np.float32]) -> NDArray[np.float32]:
-        spectrum = grid.view(np.complex64)
-        image = np.asarray(scipy.fft.ifft2(spectrum, axes=(0, 1), norm="forward"))
-        n = self.n_columns
-        slices = np.empty((2 * self._pairs, n, n), np.float32)
-        _unpack(image.view(np.float32), self._apodization, slices)
-        return slices[: self.n_rows]
+    def _response(
+        self, window: Window, shift: float, first_theta: float
+    ) -> NDArray[np.complex64]:
+        if window == "ramp" and shift == 0:
+            return self.plan.origin_phase
+        return grid_response(self.plan, window, shift, first_theta)
 
-    def _spoke_filter(self, center: float, window: Window) -> NDArray[np.complex64]:
-        """Ramp, window, shift to the rotation center and scale, in spoke order."""
-        half = self._n_padded // 2
-        response = ramp_response(self._n_padded)
-        ordered = np.concatenate([response[half:], response[: half + 1]])
-        ordered *= window_response(np.abs(self._frequency), window)
-        # Nyquist stands at both ends: half each keeps the slice pairs apart.
-        ordered[[0, -1]] *= 0.5
-        shift = np.exp(2j * np.pi * self._frequency * center)
-        return (ordered * shift / self._n_padded).astype(np.complex64)
+    def _slices(
+        self,
+        signs: tuple[float, float],
+        response: NDArray[np.complex64],
+        less: Accumulator | None,
+        out: NDArray[np.float32] | None,
+    ) -> NDArray[np.float32]:
+        """Transform the signed sum of both halves, minus that of ``less``."""
+        out = self._room(out)
+        for accumulator in (self, less):
+            if accumulator is not None:
+                self._check(accumulator, signs)
+        for tile, rows in self._rows():
+            terms = self.terms(tile, signs)
+            if less is not None:
+                terms += [(grid, -sign) for grid, sign in less.terms(tile, signs)]
+            self._tiles.slices(
+                self.plan,
+                [grid for grid, _ in terms],
+                [sign for _, sign in terms],
+                response,
+                out[rows],
+            )
+        return out
 
-    def _deapodization(self, taps: int, beta: float) -> NDArray[np.float32]:
-        """Return the kernel's Fourier transform at the slice's pixels."""
-        pixel = np.arange(self.n_columns) - self.n_columns // 2
-        node, node_weight = np.polynomial.legendre.leggauss(200)
-        u = node * taps / 2
-        kernel = kaiser_bessel(u, taps, beta) * node_weight * taps / 2
-        phase = np.cos(2 * np.pi * np.outer(pixel / self.n_grid, u))
-        return (phase @ kernel).astype(np.float32)
+    def _check(self, other: Accumulator, signs: tuple[float, float]) -> None:
+        if (other.plan, other.n_rows) != (self.plan, self.n_rows):
+            raise ValueError("less must have the same plan and rows")
+        if not other.halves and signs != (1.0, 1.0):
+            raise ValueError("the halves are not kept apart (halves=False)")
 
+    def terms(
+        self, tile: int, signs: Sequence[float]
+    ) -> list[tuple[NDArray[np.float32], float]]:
+        """Return a tile's flat grids, each with its sign; without those of sign 0."""
+        pairs = zip(self.grids, signs, strict=False)
+        return [(grid[tile].reshape(-1), sign) for grid, sign in pairs if sign]
 
-def _fast_length(at_least: float) -> int:
-    """Return the next length that the FFT is fast at."""
-    return int(scipy.fft.next_fast_len(int(np.ceil(at_least))) or 0)
+    def _room(self, out: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        shape = (self.n_rows, self.plan.n_columns, self.plan.n_columns)
+        if out is None:
+            return aligned_empty(shape)
+        if out.shape != shape or out.dtype != np.float32 or out.strides[-1] != 4:
+            raise ValueError(
+                f"out must be float32 {shape} with x side by side, not {out.dtype} "
+                f"{out.shape}"
+            )
+        return out
 
-
-def ramp_response(n_padded: int) -> NDArray[np.float64]:
-    """Return the DFT of the spatially sampled ramp, (frequency,), FFT order.
-
-    Sampling |f| itself loses the mean of the object (Kak & Slaney, Principles of
-    Computerized Tomographic Imaging, 1988, eq. 3.61).
-    """
-    # Whole numbers: a lag that rounding makes 0.999... is not odd.
-    lag = np.minimum(np.arange(n_padded), n_padded - np.arange(n_padded))
-    odd = lag % 2 == 1
-    impulse = np.zeros(n_padded)
-    impulse[odd] = -1 / (np.pi * lag[odd]) ** 2
-    impulse[0] = 0.25
-    return np.fft.fft(impulse).real
-
-
-def window_response(
-    frequency: NDArray[np.float64], window: Window
-) -> NDArray[np.float64]:
-    """Return a low-pass at ``frequency`` (cycles per px, 0 to 1/2)."""
-    if window == "shepp_logan":
-        return np.sinc(frequency)
-    if window == "cosine":
-        return np.cos(np.pi * frequency)
-    if window == "hann":
-        return 0.5 + 0.5 * np.cos(2 * np.pi * frequency)
-    return np.ones_like(frequency)
-
-
-def kaiser_bessel(
-    u: NDArray[np.float64], taps: int, beta: float
-) -> NDArray[np.float64]:
-    """Return the Kaiser-Bessel kernel at ``u`` grid steps from its middle."""
-    inside = np.maximum(0, 1 - (2 * u / taps) ** 2)
-    return np.where(np.abs(u) <= taps / 2, i0(beta * np.sqrt(inside)) / i0(beta), 0)
+    def _rows(self) -> Iterator[tuple[int, slice]]:
+        for tile, first in enumerate(range(0, self.n_rows, ROWS)):
+            yield tile, slice(first, min(first + ROWS, self.n_rows))
 
 
-def kaiser_bessel_beta(taps: int, oversampling: float) -> float:
-    """Return the shape parameter of least aliasing (Beatty et al., TMI 24, 2005)."""
-    return np.pi * np.sqrt((taps / oversampling * (oversampling - 0.5)) ** 2 - 0.8)
-
-
-def kernel_table(taps: int, beta: float) -> NDArray[np.float32]:
-    """Return kernel values ``[fraction, tap]`` for every fraction of a grid step."""
-    fraction = np.arange(TABLE_ROWS + 1) / TABLE_ROWS
-    tap = np.arange(taps) - taps // 2 + 1
-    return kaiser_bessel(tap - fraction[:, None], taps, beta).astype(np.float32)
-
-
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _scatter(grid, spoke, frequency, direction, origin, table, weight):  # type: ignore[no-untyped-def]
-    """Spread one spoke onto one half, ``grid[ky, kx, lane] += ...``.
-
-    The grid is periodic and holds k = 0 first, as the FFT wants it.
-    """
-    n_grid = grid.shape[0]
-    taps = table.shape[1]
-    n_lanes = spoke.shape[1]
-    turned = np.empty(n_lanes, np.float32)
-    shift = 2 * np.pi * origin * (direction[0] + direction[1])
-    for n in range(spoke.shape[0]):
-        cos, sin = np.cos(shift * frequency[n]), np.sin(shift * frequency[n])
-        cos, sin = np.float32(cos * weight), np.float32(sin * weight)
-        for lane in range(0, n_lanes, 2):
-            re, im = spoke[n, lane], spoke[n, lane + 1]
-            turned[lane] = re * cos - im * sin
-            turned[lane + 1] = re * sin + im * cos
-        kx = frequency[n] * n_grid * direction[0]
-        ky = frequency[n] * n_grid * direction[1]
-        left, low = int(np.floor(kx)), int(np.floor(ky))
-        row_x = int((kx - left) * TABLE_ROWS + 0.5)
-        row_y = int((ky - low) * TABLE_ROWS + 0.5)
-        left, low = left - taps // 2 + 1, low - taps // 2 + 1
-        for i in range(taps):
-            y = (low + i) % n_grid
-            for j in range(taps):
-                x = (left + j) % n_grid
-                value = table[row_y, i] * table[row_x, j]
-                for lane in range(n_lanes):
-                    grid[y, x, lane] += value * turned[lane]
-
-
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _unpack(image, apodization, slices):  # type: ignore[no-untyped-def]
-    """Crop ``image[y, x, lane]`` to ``slices[lane, y, x]`` and undo the kernel.
-
-    The image is periodic and holds the pixel at the axis first. Blocks of columns
-    keep what is read in the cache while every lane is written.
-    """
-    n_grid, n, block = image.shape[0], slices.shape[1], 16
-    for y in range(n):
-        from_y = (y - n // 2) % n_grid
-        for x0 in range(0, n, block):
-            for lane in range(slices.shape[0]):
-                for x in range(x0, min(x0 + block, n)):
-                    from_x = (x - n // 2) % n_grid
-                    scale = apodization[y] * apodization[x]
-                    slices[lane, y, x] = image[from_y, from_x, lane] / scale
+@functools.lru_cache(maxsize=2)
+def grid_response(
+    plan: FourierPlan, window: Window, shift: float, first_theta: float
+) -> NDArray[np.complex64]:
+    """Keep the last ones: every slab of a look wants the same."""
+    return plan.grid_response(window, shift, first_theta)

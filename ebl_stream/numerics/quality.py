@@ -22,6 +22,9 @@ SMOOTHING = 5
 FIRST_RING = 3
 """Rings below it hold the mask and the mean, not detail."""
 
+WEDGE_TOO_WIDE = 0.3
+"""Share of the directions below which halves say nothing about resolution."""
+
 
 def inside_circle(shape: Sequence[int], fraction: float = 1.0) -> NDArray[np.bool_]:
     """Return which pixels of a slice lie inside the reconstructed circle.
@@ -108,6 +111,31 @@ def frc(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
     return _smooth(curve)
 
 
+def split_threshold(angular_coverage: float) -> float:
+    """Return the correlation of halves at which a volume is half right.
+
+    Halves that correlate with F make a volume that correlates with the truth with
+    C, where C^2 = c 2 F / (1 + F) and c is the share of directions that were seen:
+    the halves cannot differ in what neither has seen. C = 1/2 gives 1 / (8 c - 1),
+    which is 1/7 for all directions (Rosenthal and Henderson, J. Mol. Biol. 333, 721
+    (2003)).
+
+    Parameters
+    ----------
+    angular_coverage : float
+        Share of the directions that the angular weights stand for, 0..1.
+
+    Returns
+    -------
+    float
+        1/7 for all directions, 1 (which no measurement reaches) below
+        ``WEDGE_TOO_WIDE``.
+    """
+    if angular_coverage < WEDGE_TOO_WIDE:
+        return 1.0
+    return 1 / (8 * min(angular_coverage, 1.0) - 1)
+
+
 def resolution_px(curve: NDArray[np.float64], threshold: float = 1 / 7) -> float:
     """Return the finest period that the halves agree on.
 
@@ -116,8 +144,7 @@ def resolution_px(curve: NDArray[np.float64], threshold: float = 1 / 7) -> float
     curve : ndarray, (ring,)
         From `frc`.
     threshold : float
-        Of the correlation; 1/7 is usual for halves (Rosenthal and Henderson,
-        J. Mol. Biol. 333, 721 (2003)).
+        Of the correlation; for halves see `split_threshold`.
 
     Returns
     -------
@@ -159,6 +186,7 @@ def quality_row(
     version: int,
     n_used: int,
     coverage: float,
+    angular_coverage: float = 1.0,
 ) -> dict[str, Any]:
     """Return one slab's row of the quality table.
 
@@ -172,6 +200,9 @@ def quality_row(
         A + B and A - B, 1/px.
     version, n_used, coverage
         As published with the slab.
+    angular_coverage : float
+        Share of the directions that the angular weights stand for, 0..1: halves of a
+        scan with a missing wedge agree on more than is true.
 
     Returns
     -------
@@ -181,7 +212,7 @@ def quality_row(
     """
     a, b = 0.5 * (volume + half_difference), 0.5 * (volume - half_difference)
     curve = frc(a, b)
-    resolution = resolution_px(curve)
+    resolution = resolution_px(curve, split_threshold(angular_coverage))
     known = curve[FIRST_RING:][np.isfinite(curve[FIRST_RING:])]
     inside = volume[:, inside_circle(volume.shape, INSIDE)]
     return {

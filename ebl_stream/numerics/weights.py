@@ -2,44 +2,63 @@
 
 FBP integrates over directions in [0, pi). A projection stands for the part of the
 half circle that is nearer to it than to any other: its Voronoi cell. Weights are
-therefore right for any order, any losses and any number of turns.
+therefore right for any order, any losses and any number of turns. For an encoder
+that only goes forward they are the weights of the trapezoid rule.
+
+Directions repeat after ``period``: pi, because opposite projections show the same;
+2 pi for an offset detector, whose opposite projections show different sides.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
 
-GAP_CAP = 4.0
-"""Widest gap that neighbors share, in units of the typical gap."""
+GAP_CAP = 6.0
+"""Widest gap that neighbors share, in units of the typical gap.
+
+Random angles leave gaps up to that size: a cap at 4 would cut 4 % of their half circle
+and of the volume's values, and 0.5 to 1.4 dB where noise does not cover it.
+"""
 
 SAME_DIRECTION = 1e-5
 """rad; closer directions count as one when the typical gap is measured."""
 
+HALF_TURN = np.pi
+"""rad; the period of directions where opposite projections show the same."""
 
-def angular_weights(theta: NDArray[np.float64]) -> NDArray[np.float64]:
+FULL_TURN = 2 * np.pi
+"""rad; the period of directions of an offset detector."""
+
+
+def angular_weights(
+    theta: NDArray[np.float64], period: float = HALF_TURN
+) -> NDArray[np.float64]:
     """Return each projection's share of the half circle.
 
     Parameters
     ----------
     theta : ndarray, (angle,)
         rad, any order, any number of turns.
+    period : float
+        rad; `HALF_TURN`, or `FULL_TURN` for an offset detector.
 
     Returns
     -------
     ndarray, (angle,)
-        rad; half the gaps to both neighbors (mod pi), each gap capped at
+        rad; half the gaps to both neighbors (mod ``period``), each gap capped at
         ``GAP_CAP`` typical gaps so that a missing wedge is not spread over the
-        projections at its edges. They add up to pi where no gap is capped.
+        projections at its edges. They add up to ``period`` where no gap is capped.
     """
     n = len(theta)
     if n == 0:
         return np.zeros(0)
-    direction = np.mod(theta, np.pi)
+    direction = np.mod(theta, period)
     order = np.argsort(direction, kind="stable")
-    ahead = np.diff(direction[order], append=direction[order[0]] + np.pi)
+    ahead = np.diff(direction[order], append=direction[order[0]] + period)
     capped = np.minimum(ahead, GAP_CAP * _typical_gap(ahead))
     weights = np.empty(n)
     weights[order] = _shared((capped + np.roll(capped, 1)) / 2, ahead)
@@ -72,45 +91,134 @@ def _typical_gap(gaps: NDArray[np.float64]) -> float:
     """
     real = np.sort(gaps[gaps > SAME_DIRECTION])
     if len(real) < 2:
-        return np.pi
+        return float(gaps.sum())
     wide = np.quantile(real[:-1], 0.875, method="lower")
     return float(np.median(real[:-1][real[:-1] > 0.1 * wide]))
+
+
+REACH = 8.0
+"""Mean gaps over which projections of one half repel each other."""
+
+NEIGHBORS = 32
+"""Nearest directions that are looked at, at most."""
 
 
 class HalfSplit:
     """Assign projections to the halves A (0) and B (1) as they arrive.
 
-    A projection joins the half that does not hold its nearest direction so far, so
-    that both halves sample the half circle evenly at every moment. A split by
-    chance or by time makes the halves up to 5 dB worse and A - B up to three times
-    too large.
+    Projections of one half repel each other, more the closer they are: each new one
+    joins the half that is farther away, so that both halves sample the half circle
+    evenly at every moment. How alike two projections are after the ramp falls with
+    the logarithm of the angle between them (spokes of an object with sharp edges),
+    so that is the force; it ends at ``REACH`` mean gaps.
+
+    Measured (``benchmarks/halves.py``, foam of 512 columns): RMS(A - B) over the true
+    error of complete scans is 1.05 to 1.10 in any order, against 1.14 to 1.22 where
+    only the nearest direction counts and 1.35 for chance.
+
+    Parameters
+    ----------
+    period : float
+        rad; `HALF_TURN`, or `FULL_TURN` for an offset detector.
     """
 
-    def __init__(self) -> None:
-        self._directions: list[tuple[float, int]] = []
+    def __init__(self, period: float = HALF_TURN) -> None:
+        self.period = period
+        self._held: list[tuple[float, int]] = []
 
     def assign(self, theta: float) -> int:
         """Return the half, 0 or 1, of a new projection at ``theta`` rad."""
-        direction = float(np.mod(theta, np.pi))
-        held = self._directions
-        half = 0
-        if held:
-            place = bisect_left(held, (direction, -1))
-            before, after = held[place - 1], held[place % len(held)]
-            half = 1 - min((before, after), key=lambda d: _apart(d[0], direction))[1]
-        insort(held, (direction, half))
+        direction = float(np.mod(theta, self.period))
+        n = len(self._held)
+        gap = self.period / (n + 1)
+        count = min(n, NEIGHBORS)
+        first = bisect_left(self._held, (direction, -1)) - count // 2
+        push = 0.0
+        for k in range(first, first + count):
+            other, half = self._held[k % n]
+            apart = abs(other - direction)
+            apart = min(apart, self.period - apart)
+            if apart < REACH * gap:
+                force = log((REACH + 0.1) * gap / (apart + 0.1 * gap))
+                push += force if half == 0 else -force
+        # Balanced pushes must not be told apart by rounding.
+        half = int(push > 1e-9)
+        insort(self._held, (direction, half))
         return half
 
+    def remove(self, theta: float, half: int) -> None:
+        """Forget a projection that was assigned; none such is no error."""
+        key = (float(np.mod(theta, self.period)), half)
+        place = bisect_left(self._held, key)
+        if place < len(self._held) and self._held[place] == key:
+            del self._held[place]
 
-def _apart(a: float, b: float) -> float:
-    """Return the angle between two directions, rad."""
-    gap = abs(a - b)
-    return min(gap, np.pi - gap)
 
+def alternate(
+    theta: NDArray[np.float64], period: float = HALF_TURN
+) -> NDArray[np.int8]:
+    """Return halves that alternate in sorted direction: the best final split.
 
-def alternate(theta: NDArray[np.float64]) -> NDArray[np.int8]:
-    """Return halves that alternate in sorted direction: the best final split."""
-    order = np.argsort(np.mod(theta, np.pi), kind="stable")
+    Parameters
+    ----------
+    theta : ndarray, (angle,)
+        rad.
+    period : float
+        rad; `HALF_TURN`, or `FULL_TURN` for an offset detector.
+    """
+    order = np.argsort(np.mod(theta, period), kind="stable")
     halves = np.empty(len(theta), np.int8)
     halves[order] = np.arange(len(theta)) % 2
     return halves
+
+
+EVEN_ENOUGH = 1.02
+"""Mean square gap within the halves, over that of the best split."""
+
+
+def rebalanced(
+    theta: NDArray[np.float64],
+    halves: NDArray[np.int8],
+    period: float = HALF_TURN,
+) -> NDArray[np.int8]:
+    """Return the halves that a complete scan should have, moving only if it matters.
+
+    Parameters
+    ----------
+    theta : ndarray, (angle,)
+        rad.
+    halves : ndarray of int8, (angle,)
+        0 or 1, as they are.
+    period : float
+        rad; `HALF_TURN`, or `FULL_TURN` for an offset detector.
+
+    Returns
+    -------
+    ndarray of int8, (angle,)
+        ``halves`` where they are as even as can be but for ``EVEN_ENOUGH``:
+        sequential scans, with losses and over several turns, move nothing.
+        Otherwise `alternate`, or its mirror, whichever moves fewer: about half of
+        the projections of a golden, interlaced or random scan.
+    """
+    best = alternate(theta, period)
+    direction = np.mod(theta, period)
+    bound = EVEN_ENOUGH * _unevenness(direction, best, period)
+    if _unevenness(direction, halves, period) <= bound:
+        return halves
+    moved = np.count_nonzero(best != halves)
+    return best if 2 * moved <= len(theta) else 1 - best
+
+
+def _unevenness(
+    direction: NDArray[np.float64], halves: NDArray[np.int8], period: float
+) -> float:
+    """Return the sum of squared gaps within the halves, but for a missing wedge."""
+    total = 0.0
+    for half in (0, 1):
+        ordered = np.sort(direction[halves == half])
+        if len(ordered) == 0:
+            return np.inf if len(direction) > 1 else 0.0
+        gaps = np.diff(ordered, append=ordered[0] + period)
+        gaps = np.minimum(gaps, GAP_CAP * _typical_gap(gaps))
+        total += float(np.square(gaps).sum())
+    return total

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebl_stream.numerics.accumulate import Accumulator, Window
-from ebl_stream.numerics.weights import alternate, angular_weights
+from ebl_stream.numerics.accumulate import Accumulator
+from ebl_stream.numerics.aligned import aligned_empty
+from ebl_stream.numerics.fourier_plan import Footprint, FourierPlan, Padding
+from ebl_stream.numerics.weights import angular_weights
+from ebl_stream.numerics.windows import Window
+
+SLAB_ROWS = 32
+"""Detector rows that one thread reconstructs at a time."""
+
+BLOCK = 32
+"""Projections that are added together."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +38,18 @@ class Fourier:
     """Grid points per pixel; 1.125 saves memory."""
     taps: Literal[4, 6] = 4
     """Width of the gridding kernel, grid points."""
+    padding: Padding = "zero"
+    """What lies beyond the detector: nothing, or more of what its edges see."""
+
+    def plan(self, n_columns: int) -> FourierPlan:
+        """Return the lengths and tables for projections of ``n_columns``."""
+        return FourierPlan(n_columns, self.oversampling, self.taps, self.padding)
 
     def accumulator(
         self, n_rows: int, n_columns: int, rotation_center: float
     ) -> Accumulator:
-        """Return empty grids for one slab."""
-        return Accumulator(
-            n_rows,
-            n_columns,
-            rotation_center,
-            window=self.window,
-            oversampling=self.oversampling,
-            taps=self.taps,
-        )
+        """Return empty grids for one slab; the window is for its looks."""
+        return Accumulator(self.plan(n_columns), n_rows, rotation_center)
 
     def __call__(
         self,
@@ -46,6 +58,8 @@ class Fourier:
         rotation_center: float,
     ) -> NDArray[np.float32]:
         """Reconstruct a whole scan at once: the batch twin of the live path.
+
+        The result does not depend on the number of threads.
 
         Parameters
         ----------
@@ -62,10 +76,60 @@ class Fourier:
             1/px.
         """
         _, n_rows, n_columns = values.shape
-        grids = self.accumulator(n_rows, n_columns, rotation_center)
-        weights, halves = angular_weights(theta), alternate(theta)
-        for k, spoke in enumerate(map(grids.spokes, values[:, None])):
-            share = [0.0, 0.0]
-            share[halves[k]] = float(weights[k])
-            grids.add(spoke[0], float(theta[k]), *share)
-        return grids.volume()
+        volume = aligned_empty((n_rows, n_columns, n_columns))
+        plan = self.plan(n_columns)
+        slabs = [
+            (values[:, z : z + SLAB_ROWS], volume[z : z + SLAB_ROWS])
+            for z in range(0, n_rows, SLAB_ROWS)
+        ]
+        n_threads = min(os.cpu_count() or 1, len(slabs))
+        with ThreadPoolExecutor(n_threads, "batch") as pool:
+            blocks = list(pool.map(_block(plan, theta), _starts(len(theta))))
+            some = partial(self._slabs, plan, blocks, rotation_center)
+            list(pool.map(some, (slabs[k::n_threads] for k in range(n_threads))))
+        return volume
+
+    def _slabs(
+        self,
+        plan: FourierPlan,
+        blocks: list[_Block],
+        rotation_center: float,
+        slabs: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    ) -> None:
+        """Reconstruct slabs ``(values, volume)`` one after the other, on one grid."""
+        grids = None
+        for values, out in slabs:
+            n_rows = values.shape[1]
+            if grids is None or grids.n_rows != n_rows:
+                grids = Accumulator(plan, n_rows, rotation_center, halves=False)
+            else:
+                grids.reset()
+            for block in blocks:
+                part = values[block.angles]
+                grids.add(part, block.theta, block.shares, footprint=block.footprint)
+            grids.volume(window=self.window, out=out)
+
+
+class _Block(NamedTuple):
+    """Projections that are added together, and what all slabs share of them."""
+
+    angles: slice
+    theta: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    footprint: Footprint
+
+
+def _starts(n_angles: int) -> range:
+    return range(0, n_angles, BLOCK)
+
+
+def _block(plan: FourierPlan, theta: NDArray[np.float64]) -> Callable[[int], _Block]:
+    """Return what makes the block that starts at an angle."""
+    shares = np.stack([angular_weights(theta), np.zeros(len(theta))], axis=1)
+
+    def block(start: int) -> _Block:
+        angles = slice(start, start + BLOCK)
+        part = theta[angles]
+        return _Block(angles, part, shares[angles], plan.footprint(part))
+
+    return block

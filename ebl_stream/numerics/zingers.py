@@ -1,0 +1,231 @@
+"""Zingers: pixels that a stray photon lit, and the noise that they must stand out of.
+
+Kernels for the stage remove_zingers, which says what is a zinger and what is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ebl_stream.numerics.kernel_cache import kernel
+
+F = np.float32
+
+SIGMA_PER_MAD = 1.4826
+"""Standard deviation of a normal distribution over its median absolute deviation."""
+
+NOISE_SAMPLES = 64
+"""Rows, and pixels of each, that a projection's noise is estimated from: to 2 %."""
+
+DIMMEST = F(0.01)
+"""Of the beam: noise is not taken to fall below what it is at this transmission."""
+
+FAINTEST = F(0.01)
+"""Of the beam: a zinger brighter by less harms nobody; quantized data have such."""
+
+FAINTEST_RELATIVE = F(0.03)
+"""Of its surroundings: the same, for structure in data without noise."""
+
+SUSPECT = F(0.64)
+"""Square of the share of the limit at which a pixel is looked at closely."""
+
+TEXTURE = F(3)
+"""A zinger is so much farther above its surroundings than the darkest is below."""
+
+HALO = 2
+"""Rows on either side that decide whether a pixel is a zinger."""
+
+BOTH_SIGNS = np.int64(-0x7FFFFFFF80000000)
+"""Sign bits of two float32 in an int64."""
+
+LARGEST = F(3.4e38)
+
+
+@kernel()
+def _median(values: Any, n: int) -> Any:
+    """Return the median of the first n values, few, which are put in order."""
+    for i in range(1, n):
+        value, j = values[i], i
+        while j > 0 and values[j - 1] > value:
+            values[j] = values[j - 1]
+            j -= 1
+        values[j] = value
+    return (values[(n - 1) // 2] + values[n // 2]) * F(0.5)
+
+
+@kernel()
+def sampling(n_rows: int, n_columns: int) -> Any:
+    """Return every how many rows and columns to sample, and room for what is found."""
+    row_step = max(1, n_rows // NOISE_SAMPLES)
+    step = max(1, min(n_rows, NOISE_SAMPLES) * n_columns // NOISE_SAMPLES**2)
+    n = (n_rows // row_step + 1) * (n_columns // step + 1)
+    return row_step, step, np.empty(n, np.float32)
+
+
+@kernel()
+def sample_row(transmission: Any, step: int, found: Any, n: int) -> int:
+    """Append what pixels differ from their neighbors, in units of their photon noise.
+
+    Photon noise is proportional to the root of the transmission, so that is divided
+    out. The mean of two has half the variance of one: 1.5 in all.
+    """
+    for column in range(1, transmission.size - 1, step):
+        around = F(0.5) * (transmission[column - 1] + transmission[column + 1])
+        value = transmission[column]
+        residual = abs(value - around) / np.sqrt(F(1.5) * max(value, DIMMEST))
+        if residual <= LARGEST:
+            found[n] = residual
+            n += 1
+    return n
+
+
+@kernel()
+def noise_of(found: Any, n: int) -> float:
+    """Return the noise at full beam from n sampled differences."""
+    # The median keeps edges and zingers from counting.
+    return SIGMA_PER_MAD * float(np.median(found[:n])) if n else 0.0
+
+
+@kernel()
+def noise(transmission: Any) -> float:
+    """Return a projection's noise at full beam, from its pixels; NaN ones are left out.
+
+    Parameters
+    ----------
+    transmission : ndarray float32, [row, column]
+
+    Returns
+    -------
+    float
+        Standard deviation where the transmission is 1.
+    """
+    row_step, step, found = sampling(*transmission.shape)
+    n = 0
+    for row in range(0, transmission.shape[0], row_step):
+        n = sample_row(transmission[row], step, found, n)
+    return noise_of(found, n)
+
+
+@kernel(fastmath={"nnan", "nsz", "contract"})
+def _margin_row(above: Any, here: Any, below: Any, variance: Any, out: Any) -> None:
+    """Write by how much pixels pass two of their four neighbors; few are above 0.
+
+    No branch: this is all that nearly every row takes.
+    """
+    last = here.size - 1
+    for k in range(1, last):
+        left, right = here[k - 1], here[k + 1]
+        out[k] = _margin(here[k], above[k], below[k], left, right, variance)
+    # What the image does not show counts as bright as the pixel.
+    x, y = here[0], here[last]
+    inner, outer = here[min(1, last)], here[max(last - 1, 0)]
+    out[0] = _margin(x, above[0], below[0], x, inner, variance)
+    out[last] = _margin(y, above[last], below[last], outer, y, variance)
+
+
+@kernel()
+def _all_negative(pairs: Any) -> bool:
+    """Whether all float32 are below 0, of which each int64 holds two."""
+    signs = np.int64(-1)
+    for k in range(pairs.size):
+        signs &= pairs[k]
+    return (signs & BOTH_SIGNS) == BOTH_SIGNS
+
+
+@kernel(inline="always", fastmath={"nnan", "nsz", "contract"})
+def _margin(x: Any, up: Any, down: Any, left: Any, right: Any, variance: Any) -> Any:
+    """Return above 0 for a pixel that is to be looked at closely."""
+    # Python's min and max are not made into one instruction each, but these are.
+    low1, high1 = (up, down) if up < down else (down, up)
+    low2, high2 = (left, right) if left < right else (right, left)
+    low = low1 if low1 > low2 else low2
+    high = high1 if high1 < high2 else high2
+    third = low if low < high else high
+    excess = x - third
+    return excess * abs(excess) - SUSPECT * _limit2(third, variance)
+
+
+@kernel(inline="always")
+def _limit2(level: Any, variance: Any) -> Any:
+    """Return the square of the excess over a level that makes a pixel a zinger."""
+    relative = FAINTEST_RELATIVE * level
+    floor = relative if relative > FAINTEST else FAINTEST
+    noise2, floor2 = variance * level, floor * floor
+    return noise2 if noise2 > floor2 else floor2
+
+
+@kernel()
+def _calm(
+    values: Any, row: int, column: int, variance: Any, max_pixels: int, around: Any
+) -> Any:
+    """Return a pixel, or the median of its darker neighbors if it is a zinger."""
+    n_rows, n_columns = values.shape
+    x = values[row, column]
+    n = 0
+    for i in range(max(row - 1, 0), min(row + 2, n_rows)):
+        for j in range(max(column - 1, 0), min(column + 2, n_columns)):
+            if i != row or j != column:
+                around[n] = values[i, j]
+                n += 1
+    if n == 0:
+        return x
+    usual = _median(around, n)
+    excess = x - usual
+    # Of few photons, chance adds more than it takes: the level is a little higher.
+    limit2 = _limit2(usual + F(0.25) * excess, variance)
+    if not (excess > 0 and excess * excess > limit2):
+        return x
+    top, bottom = max(row - HALO, 0), min(row + HALO + 1, n_rows)
+    left, right = max(column - HALO, 0), min(column + HALO + 1, n_columns)
+    half, bright, darkest = usual + F(0.5) * excess, -1, usual
+    for i in range(top, bottom):
+        for j in range(left, right):
+            bright += values[i, j] > half
+            darkest = min(darkest, values[i, j])
+    # Where the sample has texture, some pixels are as far below the usual; noise is
+    # not texture.
+    if excess + F(0.5) * np.sqrt(limit2) < TEXTURE * (usual - darkest):
+        return x
+    # A line of the sample crosses the window, which is smaller at the border.
+    if bright > max(0, min(max_pixels - 1, bottom - top - 2, right - left - 2)):
+        return x
+    darker = 0
+    while darker < n and around[darker] <= half:
+        darker += 1
+    return _median(around, darker)
+
+
+@kernel()
+def remove_zingers_rows(
+    values: Any, first: int, stop: int, variance: Any, max_pixels: int, out: Any
+) -> None:
+    """Write rows ``first`` to ``stop`` of an image without its zingers.
+
+    Parameters
+    ----------
+    values : ndarray float32, [row, column]
+        Transmission; `HALO` more rows on either side unless the image ends there.
+    first, stop : int
+        Half-open range of rows of ``values``.
+    variance : float32
+        Square of the limit at full beam.
+    max_pixels : int
+        The largest zinger, px.
+    out : ndarray float32, [stop - first, column]
+    """
+    margin = np.full((values.shape[1] + 1) // 2 * 2, F(-1))
+    pairs = margin.view(np.int64)
+    around = np.empty(8, np.float32)
+    for row in range(first, stop):
+        above, below = max(row - 1, 0), min(row + 1, values.shape[0] - 1)
+        out[row - first] = values[row]
+        _margin_row(values[above], values[row], values[below], variance, margin)
+        if _all_negative(pairs):
+            continue
+        for column in range(values.shape[1]):
+            if margin[column] > 0:
+                out[row - first, column] = _calm(
+                    values, row, column, variance, max_pixels, around
+                )
