@@ -16,7 +16,10 @@ PYTHON :=
 # More options of the demo: make demo DEMO="--columns 512 --order interlaced"
 DEMO :=
 
-.PHONY: help setup demo test lint format clean
+# Where `make bench-gpu` writes.
+BENCH_GPU := bench_gpu
+
+.PHONY: help setup demo test lint format clean bench-gpu
 
 help:
 	@echo "make demo    set up, then watch a volume sharpen while a simulated scan runs"
@@ -24,6 +27,7 @@ help:
 	@echo "make setup   set up only: leaves $(BIN)/ebl-stream"
 	@echo "make lint    ruff, pyright and the import contracts"
 	@echo "make format  let ruff write the code's layout"
+	@echo "make bench-gpu  is the GPU right, and how fast: JSON and a table in $(BENCH_GPU)"
 	@echo "make clean   remove $(VENV), caches and the demo's output"
 
 setup: $(READY)
@@ -83,3 +87,8 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info ebl_stream_out \
 	  .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Needs no set-up: any Python with numpy, scipy, numba and cupy will do.
+bench-gpu:
+	@"$$(if [ -x $(BIN)/python ]; then echo $(BIN)/python; else echo python3; fi)" \
+	  benchmarks/gpu.py --out $(BENCH_GPU)
