@@ -111,6 +111,8 @@ class Closed:
     """Frames in the files that no document named."""
     n_references: dict[Kind, int] = field(default_factory=dict)
     """Flats and darks owed by ``stop.num_events``, as far as it says."""
+    feed: dict[str, Any] | None = None
+    """What a frame feed says of its part; None: there was none."""
 
 
 Item: TypeAlias = Announced | Repeated | Frame | Rejected | Closed

@@ -1,7 +1,8 @@
 """Documents of one run in, frames out.
 
 Dialects: images inside events; StreamResource and StreamDatum of HDF5 datasets;
-legacy Resource and Datum. Angles and kinds come in events or from datasets of the
+legacy Resource and Datum; events that name the unique ids of frames which come over
+a feed. Angles and kinds come in events or from datasets of the
 same stream. The key of a frame is ``(seq_num - 1) * frames_per_event + frame``.
 """
 
@@ -26,6 +27,8 @@ from ebl_stream.ingest.data_keys import (
     values_per_event,
 )
 from ebl_stream.ingest.datums import DatumRanges, as_images, as_values, check_datum
+from ebl_stream.ingest.fed import FedRun, FedStream
+from ebl_stream.ingest.feed import FrameBuffer
 from ebl_stream.ingest.legacy import Modernizer, external_keys, singles
 from ebl_stream.ingest.stored import (
     Resource,
@@ -45,7 +48,8 @@ class _Stream:
     """A stream that has images, and what its descriptors say of its keys."""
 
     frames: FrameStream
-    image: str
+    image: str | None
+    """None: over a feed."""
     theta: str | None
     image_key: str | None
     data_keys: Mapping[str, Mapping[str, Any]]
@@ -54,6 +58,12 @@ class _Stream:
     """Keys whose events hold the id of a Datum."""
     deferred: dict[Resource, list[DatumRanges]] = field(default_factory=dict)
     """Datums of files that cannot be opened yet, in their order."""
+    fed: FedStream | None = None
+
+    @property
+    def per_event(self) -> int:
+        """Frames per event."""
+        return self.fed.per_event if self.fed is not None else self.frames.m
 
     def is_wanted(self, data_key: str) -> bool:
         return data_key in (self.image, self.theta, self.image_key)
@@ -75,6 +85,8 @@ class Assembler:
         Half-open range of stored rows to read; all by default.
     roots : sequence of Path
         Folders that frames may be read from, besides ``files.roots``.
+    feed : FrameBuffer, optional
+        Frames that come beside the documents.
     """
 
     def __init__(
@@ -83,8 +95,11 @@ class Assembler:
         *,
         rows: tuple[int, int] | None = None,
         roots: Sequence[Path] = (),
+        feed: FrameBuffer | None = None,
     ) -> None:
         self._profile = profile
+        self._feed = feed
+        self._fed: FedRun | None = None
         self._rows = rows
         own = (Path(root).expanduser() for root in profile.files.roots)
         self._roots = tuple(root.resolve() for root in (*own, *roots))
@@ -115,6 +130,11 @@ class Assembler:
             for modern_name, modern in self._modernize(one_name, one):
                 yield from self._take(modern_name, modern)
 
+    def poll(self) -> Iterator[Item]:
+        """Yield the frames of a feed that can be joined by now."""
+        if self._fed is not None and not self._is_closed:
+            yield from self._fed.poll()
+
     def close(self) -> Iterator[Item]:
         """End the run without a stop document."""
         yield from self._close({})
@@ -123,6 +143,8 @@ class Assembler:
         match name:
             case "start":
                 self._start = doc
+                if self._feed is not None:
+                    self._fed = FedRun(self._feed, self._profile, doc, self._rows)
             case "descriptor":
                 yield from self._descriptor(doc)
             case "event":
@@ -160,7 +182,8 @@ class Assembler:
         image = find_image_key(
             data_keys, keys.image, doc["name"], others[0] if others else None
         )
-        if image is None:
+        is_fed = self._fed is not None and self._fed.carries(data_keys, image)
+        if image is None and not is_fed:
             return None
         theta = image_key = None
         radians = 1.0
@@ -168,11 +191,16 @@ class Assembler:
             theta = find_theta_key(self._start, doc, keys.theta)
             radians = radians_per_unit(data_keys[theta], keys.theta_unit)
             image_key = self._image_key(doc)
+        external = external_keys(doc)
+        if self._fed is not None and is_fed:
+            fed = self._fed.follow(doc["name"], kind, theta, image_key, data_keys)
+            of_feed = (fed.frames, None, theta, image_key, data_keys, radians, external)
+            return _Stream(*of_feed, fed=fed)
+        assert image is not None  # noqa: S101
         m = frames_per_event(data_keys[image])
         frames = FrameStream(
             doc["name"], kind, m, keyed=image_key is not None, rows=self._rows
         )
-        external = external_keys(doc)
         return _Stream(frames, image, theta, image_key, data_keys, radians, external)
 
     def _kind_of_stream(self, name: str) -> Kind | None:
@@ -228,20 +256,34 @@ class Assembler:
         stream = self._by_descriptor.get(doc["descriptor"])
         if stream is None:
             return
+        if stream.fed is not None:
+            yield from self._fed_event(stream, doc)
+            return
         seq, frames = doc["seq_num"], stream.frames
         if not isinstance(seq, int) or not 1 <= seq <= self._max_frames // frames.m:
             log.warning("event of %s ignored: seq_num %r", frames.name, seq)
             return
-        image = self._inside(stream, stream.image, doc)
+        image = self._inside(stream, stream.image or "", doc)
         if self._is_repeated(doc["uid"]):
             if image is not None:
                 yield from frames.account(seq, seq + 1, duplicate=True)
             return
         yield from self._scalars(stream, seq, doc, carries=image is not None)
         if image is not None:
-            images = as_images(image, stream.data_keys[stream.image])
+            images = as_images(image, stream.data_keys[stream.image or ""])
             yield from frames.account(seq, seq + 1, duplicate=False)
             yield from frames.put(seq, [Place(None, images=images)])
+
+    def _fed_event(self, stream: _Stream, doc: dict[str, Any]) -> Iterator[Item]:
+        if stream.fed is None or self._fed is None or self._is_repeated(doc["uid"]):
+            return
+        seq, data = doc["seq_num"], doc["data"]
+        theta = kinds = None
+        if stream.theta is not None and stream.theta in data:
+            theta = self._radians(stream, as_values(data[stream.theta]))
+        if stream.image_key is not None and stream.image_key in data:
+            kinds = as_values(data[stream.image_key])
+        yield from self._fed.event(stream.fed, seq, data, theta, kinds)
 
     def _scalars(
         self, stream: _Stream, seq: int, doc: dict[str, Any], *, carries: bool
@@ -382,6 +424,8 @@ class Assembler:
         for stream in streams:
             for resource in list(stream.deferred):
                 yield from self._read_deferred(stream, resource, last_chance=True)
+        if self._fed is not None:
+            yield from self._fed.close()
         for stream in streams:
             yield from stream.frames.close()
 
@@ -394,6 +438,7 @@ class Assembler:
             n_announced_by_stop=self._n_owed(num_events),
             n_orphan=sum(images.n_orphan() for images in self._images.values()),
             n_references=self._n_references(num_events),
+            feed=self._fed.report() if self._fed is not None else None,
         )
 
     def _n_references(self, num_events: Mapping[str, Any]) -> dict[Kind, int]:
@@ -402,13 +447,16 @@ class Assembler:
         Their descriptor may be lost: then the stream is known by its name alone.
         """
         names = self._profile.streams
-        per_event = {s.frames.name: s.frames.m for s in self._streams.values() if s}
+        per_event = {s.frames.name: s.per_event for s in self._streams.values() if s}
         owed: dict[Kind, int] = {}
         for kind, known in ((Kind.FLAT, names.flats), (Kind.DARK, names.darks)):
             for name in known:
                 n, m = num_events.get(name), per_event.get(name, 1)
                 if isinstance(n, int) and 0 < n * m <= self._max_frames:
                     owed.setdefault(kind, n * m)
+                named = self._fed.n_named(name) if self._fed is not None else 0
+                if named:
+                    owed[kind] = max(named, owed.get(kind, 0))
         return owed
 
     def _n_owed(self, num_events: Mapping[str, Any]) -> int | None:
@@ -416,7 +464,13 @@ class Assembler:
         for stream in self._streams.values():
             if stream is None or stream.frames.kind is not Kind.PROJECTION:
                 continue
-            n = num_events.get(stream.frames.name)
-            if isinstance(n, int) and 0 <= n * stream.frames.m <= self._max_frames:
-                return max(0, n * stream.frames.m - stream.frames.n_other_kinds)
+            name = stream.frames.name
+            said = num_events.get(name)
+            n = said * stream.per_event if isinstance(said, int) else -1
+            if n > self._max_frames:
+                n = -1
+            if self._fed is not None:
+                n = max(n, self._fed.n_named(name) or -1)
+            if n >= 0:
+                return max(0, n - stream.frames.n_other_kinds)
         return None

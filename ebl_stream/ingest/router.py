@@ -139,6 +139,11 @@ class RunSorter:
                 log.warning("run %s: silent, closed", run.uid)
                 self._finish(run)
 
+    def heard(self, run_uid: str) -> None:
+        """Note that a run lives, though it sent no document."""
+        if run_uid in self._runs:
+            self._runs[run_uid].heard_s = self._clock()
+
     def close(self) -> None:
         """End of the source: release all that is held and close every run."""
         first: Exception | None = None

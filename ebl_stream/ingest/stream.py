@@ -296,6 +296,10 @@ class FrameStream:
         for index, kind in enumerate(self._kinds_of(seq) or (), (seq - 1) * self.m):
             yield Rejected(kind, index, reason)
 
+    def forget(self, seq: int) -> None:
+        """Let go of an angle whose image got lost on its way: it is owed, no more."""
+        self._angles.pop(seq, None)
+
     def refuse(self, start: int, stop: int) -> Iterator[Item]:
         """Reject announced events whose file could never be opened."""
         for seq in range(start, stop):
