@@ -37,6 +37,8 @@ class Keys(_Section):
     """``auto``: the descriptor's units, else degrees."""
     image_key: str | None = None
     """Data key of each frame's kind (0 projection, 1 flat, 2 dark, 3 invalid)."""
+    unique_id: str | None = None
+    """Data key of the detector's frame counter, by which a feed's frames are joined."""
 
 
 class Streams(_Section):
@@ -91,6 +93,9 @@ class Geometry(_Section):
     """True where the stage turns the other way round."""
     flip_columns: bool = False
     """True where the detector image is mirrored left to right."""
+    offset_detector: bool = False
+    """True where the axis is near the detector's edge and a full turn shows both
+    sides: the reconstructed field is wider than the detector."""
 
 
 class Files(_Section):
@@ -106,6 +111,29 @@ class Files(_Section):
     """A larger frame is refused before it is read."""
     max_projections: int = Field(default=200_000, gt=0)
     """A larger run is refused before it is read."""
+
+
+class Feed(_Section):
+    """Frames that come beside the documents, joined to them by the frame counter."""
+
+    address: str | None = None
+    """``pva://PV`` of an areaDetector image (NTNDArray); null: there is no feed."""
+    first_unique_id: int | None = Field(default=None, ge=0)
+    """Count of every stream's first frame; for documents without `keys.unique_id`."""
+    kind_attribute: str | None = None
+    """NDAttribute that says a frame's kind; it has to agree with the stream."""
+    projections: tuple[str, ...] = ("/exchange/data", "Projection")
+    """What it says of projections."""
+    flats: tuple[str, ...] = ("/exchange/data_white", "FlatField")
+    """What it says of flats."""
+    darks: tuple[str, ...] = ("/exchange/data_dark", "DarkField")
+    """What it says of darks."""
+    queue_size: int = Field(default=64, ge=2, le=4096)
+    """Frames that the server, and the client, may hold in a slow moment."""
+    max_bytes: int = Field(default=2**30, gt=0)
+    """Memory of frames whose documents have not come; beyond it the oldest goes."""
+    timeout_s: float = Field(default=5.0, gt=0, le=600)
+    """How long an owed frame is waited for when the run has stopped."""
 
 
 class Window(_Section):
@@ -126,6 +154,15 @@ class Refresh(_Section):
     """Detector rows reconstructed together."""
     first_rows: tuple[int, int] | None = None
     """Half-open range of rows that are refreshed first: the region of interest."""
+
+
+class Preview(_Section):
+    """Quick looks between versions, counted in coverage."""
+
+    every: float = Field(default=0.05, ge=0, le=1)
+    """Fraction of the promised projections between two previews; 0: no previews."""
+    bin: Literal[2, 4] = 4
+    """How many times wider the voxels of the preview volume are."""
 
 
 class Publish(_Section):
@@ -159,8 +196,10 @@ class Profile(_Section):
     datasets: Datasets = Datasets()
     geometry: Geometry = Geometry()
     files: Files = Files()
+    feed: Feed = Feed()
     window: Window = Window()
     refresh: Refresh = Refresh()
+    preview: Preview = Preview()
     run: Run = Run()
     preprocess: tuple[StageEntry, ...] = ()
     """Stages in their order; see the rooms below."""

@@ -14,6 +14,7 @@ from ebl_stream.engine.session import Session
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Item, Scan
 from ebl_stream.ingest.assemble import Assembler
+from ebl_stream.ingest.pva import PvaFeed
 from ebl_stream.ingest.router import RunSorter
 from ebl_stream.profile import Profile
 from ebl_stream.publish.output import RunOutput
@@ -21,6 +22,10 @@ from ebl_stream.publish.tiled_link import TiledLink
 from ebl_stream.result import Progress, Result
 
 log = logging.getLogger(__name__)
+
+IDLE_TICK_S = 1.0
+FEED_TICK_S = 0.02
+"""While frames come that no document announces."""
 
 
 class Reconstruction:
@@ -36,7 +41,7 @@ class Reconstruction:
     rows : (int, int), optional
         Half-open range of stored detector rows; all by default.
     live : bool
-        Never raise, and remember the last center.
+        Never raise, remember the last center, and subscribe to the profile's feed.
     is_behind : callable, optional
         Whether documents wait to be taken; then previews leave slabs out.
     roots : sequence of Path
@@ -47,7 +52,9 @@ class Reconstruction:
     Raises
     ------
     InputError
-        The profile asks for unknown stages.
+        The profile asks for unknown stages, or for a feed that cannot be.
+    ModuleNotFoundError
+        The profile has a feed, and its client is not installed.
     """
 
     def __init__(
@@ -75,6 +82,9 @@ class Reconstruction:
         self.centers = CenterMemory(out, profile.name) if live else None
         if live:
             self.rooms.warm_up()
+        # From now on, not from the first run on: what it missed would be missing.
+        self.feed = PvaFeed(profile.feed) if live and profile.feed.address else None
+        self.fed: dict[str, Run] = {}
         self._sorter = RunSorter(
             lambda start: Run(self, start["uid"]),
             stop_grace_s=profile.run.stop_grace_s,
@@ -84,14 +94,28 @@ class Reconstruction:
     def __call__(self, name: str, doc: dict[str, Any]) -> None:
         """Take one document."""
         self._sorter(name, doc)
+        self._poll()
 
     def tick(self) -> None:
-        """Let time pass: close runs that stopped early or fell silent."""
+        """Let time pass: take frames, close runs that stopped early or fell silent."""
+        self._poll()
         self._sorter.tick()
+
+    @property
+    def tick_s(self) -> float:
+        """How often `tick` wants to be called, at least."""
+        return FEED_TICK_S if self.fed else IDLE_TICK_S
 
     def close(self) -> None:
         """End the source: runs that never stopped are finished as partial."""
         self._sorter.close()
+        if self.feed is not None:
+            self.feed.close()
+
+    def _poll(self) -> None:
+        for run_uid, run in list(self.fed.items()):
+            if run.poll():
+                self._sorter.heard(run_uid)
 
 
 class Run:
@@ -100,17 +124,32 @@ class Run:
     def __init__(self, house: Reconstruction, run_uid: str) -> None:
         self._house = house
         self._run_uid = run_uid
-        self._assembler = Assembler(house.profile, rows=house.rows, roots=house.roots)
+        feed = house.feed.buffer if house.feed is not None else None
+        self._assembler = Assembler(
+            house.profile, rows=house.rows, roots=house.roots, feed=feed
+        )
+        if feed is not None:
+            house.fed[run_uid] = self
+        self._n_taken = 0
         self._session: Session | None = None
         self._failed = False
 
     def __call__(self, name: str, doc: dict[str, Any]) -> None:
         """Take one document of this run."""
         self._guard(lambda: self._take_all(self._assembler(name, doc)))
+        if name == "stop":
+            self._house.fed.pop(self._run_uid, None)
+
+    def poll(self) -> bool:
+        """Take the frames that came over the feed; say whether there were any."""
+        n_before = self._n_taken
+        self._guard(lambda: self._take_all(self._assembler.poll()))
+        return self._n_taken > n_before
 
     def close(self) -> None:
         """End the run without a stop document."""
         self._guard(lambda: self._take_all(self._assembler.close()))
+        self._house.fed.pop(self._run_uid, None)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Do the work; what goes wrong ends this run, never the scan or the others."""
@@ -126,6 +165,7 @@ class Run:
 
     def _take_all(self, items: Any) -> None:
         for item in items:
+            self._n_taken += 1
             self._take(item)
 
     def _take(self, item: Scan | Item) -> None:
@@ -161,6 +201,7 @@ class Run:
 
     def _give_up(self, error: Exception) -> None:
         session, self._session = self._session, None
+        self._house.fed.pop(self._run_uid, None)
         if self._house.live:
             expected = isinstance(error, InputError | OSError)
             log.error("this run ended: %s", error, exc_info=not expected)

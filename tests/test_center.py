@@ -118,10 +118,19 @@ def test_no_verdict_before_two_projections_face_each_other(whole: Foam) -> None:
     assert verdict.center is None
 
 
-def test_no_verdict_from_one_pair_that_is_off(whole: Foam) -> None:
-    theta = np.array([0.3, 0.3 + np.radians(176.2)])
+@pytest.mark.parametrize("miss_deg", [0.5, 1.5, 3.8])
+def test_one_pair_that_is_off_knows_how_little_it_knows(
+    miss_deg: float, whole: Foam
+) -> None:
+    theta = np.array([0.3, 0.3 + np.radians(180 - miss_deg)])
     verdict = OppositePairs()(scan(whole, theta, 100, 2e4), theta)
-    refused(verdict, "parts of the data disagree")
+    assert verdict.center == pytest.approx(100, abs=3 * verdict.spread_px)
+    exact = OppositePairs()(
+        scan(whole, np.array([0, np.pi]), 100, 2e4), np.array([0, np.pi])
+    )
+    assert verdict.spread_px > 3 * exact.spread_px
+    strict = OppositePairs(max_spread_px=verdict.spread_px / 2)
+    refused(strict(scan(whole, theta, 100, 2e4), theta), "px only")
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -28,7 +28,7 @@ from ebl_stream.reconstruction import Reconstruction
 from ebl_stream.result import Result
 from ebl_stream.simulation.classic import SimulatedCamera, classic_scan
 from ebl_stream.simulation.faults import LostProjections
-from ebl_stream.simulation.phantom import Foam
+from ebl_stream.simulation.phantom import Foam, angles_of
 from ebl_stream.sources import open_source
 from ebl_stream.stages.reconstruct import Fourier
 
@@ -113,9 +113,18 @@ def one_by_one(documents: Iterable[Document]) -> Iterator[Document]:
             )
 
 
-def write_foam(path: Path) -> Path:
-    """Write golden-angle projections of a foam, with noise, as Data Exchange."""
-    theta = np.arange(ANGLES) * np.pi * (np.sqrt(5) - 1) / 2
+_U = np.arange(ANGLES) / ANGLES
+ORDERS = {
+    "golden": angles_of("golden", ANGLES),
+    "interlaced": angles_of("interlaced", ANGLES),
+    "variable speed": np.pi * (_U + 0.5 * np.sin(2 * np.pi * _U) / (2 * np.pi)),
+    "random": np.random.default_rng(3).random(ANGLES) * np.pi,
+}
+
+
+def write_foam(path: Path, order: str = "golden") -> Path:
+    """Write projections of a foam in some order, with noise, as Data Exchange."""
+    theta = ORDERS[order]
     exact = Foam(COLUMNS, ROWS, seed=4).project(theta, rotation_center=CENTER)
     rng = np.random.default_rng(0)
     shape = (8, ROWS, COLUMNS)
@@ -132,10 +141,13 @@ def foam(tmp_path_factory: pytest.TempPathFactory) -> Scan:
     return Scan(write_foam(tmp_path_factory.mktemp("scan") / "foam.h5"), CENTER)
 
 
-@pytest.fixture(params=["foam", "tooth"])
-def scan(request: pytest.FixtureRequest, foam: Scan) -> Scan:
-    if request.param == "foam":
-        return foam
+@pytest.fixture(scope="module", params=[*ORDERS, "tooth"])
+def scan(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Scan:
+    if request.param in ORDERS:
+        path = tmp_path_factory.mktemp("scan") / "foam.h5"
+        return Scan(write_foam(path, request.param), CENTER)
     find = request.getfixturevalue("measured_scan")
     return Scan(find("aps_tooth.h5"), 295.6)
 

@@ -95,7 +95,7 @@ def test_doors_need_the_core_alone(wheel: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     names, door = done.stdout.splitlines()
-    assert names == "data_exchange default demo nxtomo"
+    assert names == "aps_2bm data_exchange default demo nxtomo"
     assert "1 documents waiting" in door
 
 

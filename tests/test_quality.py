@@ -16,6 +16,7 @@ from ebl_stream.numerics.quality import (
     rings,
     soft_circle,
     split_noise,
+    split_threshold,
 )
 
 N = 128
@@ -92,6 +93,32 @@ def test_nothing_has_no_resolution() -> None:
     assert math.isnan(resolution_px(curve))
 
 
+def test_a_missing_wedge_asks_for_more_agreement() -> None:
+    assert split_threshold(1.0) == pytest.approx(1 / 7)
+    assert split_threshold(1.01) == pytest.approx(1 / 7)
+    assert split_threshold(0.5) == pytest.approx(1 / 3)
+    assert split_threshold(0.2) == 1
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8, 1.0])
+def test_that_threshold_is_where_the_truth_is_half_seen(share: float) -> None:
+    """Both halves lack a wedge of directions; the truth is known."""
+    truth = blurred(white(1, (24, N, N)), 1.2)
+    y, x = np.fft.fftfreq(N)[:, None], np.fft.fftfreq(N)[None, :]
+    seen = np.mod(np.arctan2(y, x), np.pi) < share * np.pi
+
+    def half(seed: int) -> np.ndarray:
+        noisy = truth + 0.1 * white(seed, truth.shape)
+        return np.fft.ifft2(np.fft.fft2(noisy) * seen).real.astype(np.float32)
+
+    a, b = half(2), half(3)
+    said = resolution_px(frc(a, b), split_threshold(share))
+    true = resolution_px(frc(a + b, truth), 0.5)
+    assert true / said == pytest.approx(1, abs=0.06)
+    if share < 0.7:
+        assert true / resolution_px(frc(a, b)) > 1.06  # 1/7 promises too much
+
+
 def test_corners_do_not_count() -> None:
     signal = blurred(white(1), 1.5)
     corners = 100 * white(4) * (soft_circle((N, N)) == 0)
@@ -114,6 +141,8 @@ def test_a_row_is_plain_numbers() -> None:
     assert all(type(value) in (int, float) for value in row.values())
     assert row == json.loads(json.dumps(row))
     assert row["resolution_px"] == pytest.approx(resolution_px(frc(a, b)), rel=1e-3)
+    wedge = quality_row(2, 32, 38, a + b, a - b, **stamp, angular_coverage=0.5)
+    assert wedge["resolution_px"] > row["resolution_px"]
     assert 0 < row["frc_mean"] < 1
     assert row["split_noise"] == pytest.approx(0.1 * math.sqrt(2), rel=0.02)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +63,7 @@ def test_without_a_promise_points_grow_apart():
         if points.reached(n):
             at.append(n)
             points.passed(n, None)
-    steps = [b - a for a, b in zip(at, at[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(at)]
     assert steps == sorted(steps)
     assert len(at) < 40
 

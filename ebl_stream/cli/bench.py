@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ebl_stream.cli.contest import Contest, Score, hold
+from ebl_stream.cli.messages import stdout_to_stderr
 
+HEADINGS = ("total s", "x ours", "last→done s", "x ours", "PSNR dB", "NRMSE")
 NOTES = (
     "total: all slices, all projections; peers work on a few slices at a time, scaled",
-    "last -> done: what is left once the last projection is there",
+    "last→done: what is left once the last projection is there",
     "PSNR, NRMSE: middle slice against the truth, no fit; each in the mirroring and on "
     "the half pixel that suits it best",
 )
@@ -29,7 +31,8 @@ def bench(columns: int, angles: int, rows: int, threads: int, as_json: bool) -> 
             if not progress.is_terminal:
                 progress.print(words)
 
-        contest = hold(columns, angles, rows, threads, say)
+        with stdout_to_stderr():
+            contest = hold(columns, angles, rows, threads, say)
     if as_json:
         click.echo(json.dumps(as_dict(contest)))
     else:
@@ -67,16 +70,10 @@ def show(contest: Contest, console: Console) -> None:
         f"numpy {machine['numpy']}, numba {machine['numba']}"
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("method")
-    for heading in (
-        "total s",
-        "x ours",
-        "last -> done s",
-        "x ours",
-        "PSNR dB",
-        "NRMSE",
-    ):
-        table.add_column(heading, justify="right")
+    table.add_column("method", no_wrap=True)
+    table.add_column("version", no_wrap=True)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for score in contest.scores:
         table.add_row(*_cells(contest, score))
     console.print(table)
@@ -88,12 +85,16 @@ def show(contest: Contest, console: Console) -> None:
 
 def _cells(contest: Contest, score: Score) -> list[str]:
     ratio = contest.ratio(score)
+    times = [
+        score.timing.total_s,
+        ratio.total_s,
+        score.timing.last_to_done_s,
+        ratio.last_to_done_s,
+    ]
     return [
-        f"{score.name} {score.version}",
-        f"{score.timing.total_s:.3g}",
-        f"{ratio.total_s:.3g}",
-        f"{score.timing.last_to_done_s:.3g}",
-        f"{ratio.last_to_done_s:.3g}",
+        score.name,
+        score.version,
+        *(f"{time:,.0f}" if time >= 100 else f"{time:.3g}" for time in times),
         f"{score.accuracy.psnr_db:.2f}",
         f"{score.accuracy.nrmse:.4f}",
     ]

@@ -19,9 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ebl_stream.engine.memory import free_memory, plan_memory
+from ebl_stream.cli.extras import advice
+from ebl_stream.engine.memory import free_memory, n_threads, plan_memory
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.errors import InputError
+from ebl_stream.ingest import pva
 from ebl_stream.numerics import accumulate
 from ebl_stream.profile import Profile
 from ebl_stream.publish.tiled_server import TiledServer
@@ -92,6 +94,7 @@ def run_checks(profile: Profile, size: Size, out: Path, tiled: str) -> list[Find
         _check_disk(profile, size, out),
         *_check_memory(profile, size),
         _check_tiled(tiled, os.environ.get(profile.publish.api_key_env)),
+        *_check_feed(profile),
         *_check_devices(),
         _check_cache(),
     ]
@@ -166,6 +169,7 @@ def _check_memory(profile: Profile, size: Size) -> Iterator[Finding]:
             interpret=bool(profile.denoise or profile.segment),
             ring_bytes=ring,
             free=free,
+            threads=n_threads(),
         )
     except InputError as error:
         yield Finding("memory", size.too_small, str(error))
@@ -207,6 +211,21 @@ def _check_embedded() -> Finding:
         finally:
             server.stop()
     return Finding("Tiled", "note", "the embedded server does not start")
+
+
+def _check_feed(profile: Profile) -> Iterator[Finding]:
+    address = profile.feed.address
+    if address is None:
+        return
+    try:
+        answer = pva.probe(address)
+    except InputError as error:
+        yield Finding("frame feed", "stop", str(error))
+    except ModuleNotFoundError as error:
+        yield Finding("frame feed", "stop", advice(error) or str(error))
+    else:
+        words = answer or "does not answer: is the IOC up, and EPICS_PVA_ADDR_LIST set?"
+        yield Finding("frame feed", "ok" if answer else "note", f"{address} {words}")
 
 
 def _check_devices() -> Iterator[Finding]:

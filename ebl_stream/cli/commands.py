@@ -1,4 +1,4 @@
-"""The command line: ``ebl-stream demo | replay | serve | check | look | browse``.
+"""The command line: ``demo | replay | serve | check | look | bench | browse``.
 
 Exit codes: 0 complete, 3 partial, 2 bad usage or input (nothing was written), 1
 internal fault, 130 after Ctrl-C. Results go to stdout, everything else to stderr.
@@ -35,6 +35,13 @@ PLAIN: dict[str, Any] = {
     "quantify": None,
 }
 """Overrides of ``--plain``: nothing but what every reconstruction does."""
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -274,6 +281,32 @@ def demo(ctx: click.Context, as_json: bool, **settings: Any) -> int:
     from ebl_stream.cli.demo import Demo
 
     return Demo(**settings).run(as_json)
+
+
+@cli.command()
+@click.option(
+    "--columns", type=click.IntRange(32, 4096), default=512, show_default=True
+)
+@click.option("--angles", type=click.IntRange(8, 20000), default=512, show_default=True)
+@click.option(
+    "--rows",
+    type=click.IntRange(1, 4096),
+    default=64,
+    show_default=True,
+    help="Slices to reconstruct.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    default=usable_cores,
+    help="For every method alike. [default: the cores there are]",
+)
+@json_option
+def bench(columns: int, angles: int, rows: int, threads: int, as_json: bool) -> int:
+    """Compare speed and accuracy with ASTRA, algotom and others on this machine."""
+    from ebl_stream.cli.bench import bench as run_bench
+
+    return run_bench(columns, angles, rows, threads, as_json)
 
 
 def check_out(out: Path) -> None:

@@ -14,8 +14,10 @@ from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ebl_stream.cli.peers import PEERS, Accuracy, Judge, Peer, Problem, accuracy
+from ebl_stream.numerics.accumulate import Accumulator
 from ebl_stream.numerics.weights import alternate, angular_weights
 from ebl_stream.simulation.phantom import Foam
 from ebl_stream.stages.reconstruct import Fourier
@@ -125,47 +127,66 @@ class Batch:
         return self._judge(self._peer.slices(self._problem.rows(row, row + 1))[0])
 
 
+def _volume(grids: Accumulator, out: NDArray[np.float32]) -> None:
+    grids.volume(out=out)
+
+
 class Streaming:
     """Our live path: projections go into the grids of the slabs as they arrive.
 
     Parameters
     ----------
     problem : Problem
-    stage : Fourier
+    empty : callable, optional
+        Makes the grids of a slab: rows, columns, rotation center.
+    look : callable
+        Writes the slab ``[row, y, x]`` that the grids hold.
     """
 
     name = OURS
 
-    def __init__(self, problem: Problem, stage: Fourier) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        empty: Callable[[int, int, float], Accumulator] | None = None,
+        look: Callable[[Accumulator, NDArray[np.float32]], object] = _volume,
+    ) -> None:
+        empty = empty or Fourier().accumulator
         self.version = version("ebl-stream")
         _, n_rows, n_columns = problem.values.shape
         self.n_slices = n_rows
-        self._problem = problem
+        self.problem = problem
+        self.volume = np.zeros((n_rows, n_columns, n_columns), np.float32)
+        self._look = look
         self._slabs = [
             (z, min(z + SLAB_ROWS, n_rows)) for z in range(0, n_rows, SLAB_ROWS)
         ]
-        self._grids = [
-            stage.accumulator(z1 - z0, n_columns, problem.rotation_center)
-            for z0, z1 in self._slabs
+        self.grids = [
+            empty(z1 - z0, n_columns, problem.rotation_center) for z0, z1 in self._slabs
         ]
-        self.volume = np.zeros((n_rows, n_columns, n_columns), np.float32)
         weights, halves = angular_weights(problem.theta), alternate(problem.theta)
         self._shares = np.zeros((len(weights), 2))
         self._shares[np.arange(len(weights)), halves] = weights
         self._pool = ThreadPoolExecutor(problem.threads, "slab")
 
+    def line_integrals(
+        self, block: slice
+    ) -> Callable[[tuple[int, int]], NDArray[np.float32]]:
+        """Return what gives some rows' ``[angle, row, column]`` of a block."""
+        return lambda rows: self.problem.values[block, slice(*rows)]
+
     def turn(self) -> Timing:
         """Take all projections in, block by block, and finish the volume."""
-        n_angles = len(self._problem.theta)
+        n_angles = len(self.problem.theta)
         begun = time.perf_counter()
         last = begun
         for start in range(0, n_angles, BLOCK):
             last = time.perf_counter()
             block = slice(start, min(start + BLOCK, n_angles))
-            self._each(lambda k, block=block: self._add(k, block))
+            self._add(block)
         self._each(self._finish)
         done = time.perf_counter()
-        self._each(lambda k: self._grids[k].reset())
+        self._each(lambda k: self.grids[k].reset())
         return Timing(done - begun, done - last)
 
     def accuracy(self, foam: Foam) -> Accuracy:
@@ -181,15 +202,20 @@ class Streaming:
     def _each(self, work: Callable[[int], object]) -> None:
         list(self._pool.map(work, range(len(self._slabs))))
 
-    def _add(self, k: int, block: slice) -> None:
-        z0, z1 = self._slabs[k]
-        problem = self._problem
-        values = problem.values[block, z0:z1]
-        self._grids[k].add(values, problem.theta[block], self._shares[block])
+    def _add(self, block: slice) -> None:
+        theta, shares = self.problem.theta[block], self._shares[block]
+        footprint = self.grids[0].plan.footprint(theta)
+
+        rows = self.line_integrals(block)
+
+        def one(k: int) -> None:
+            values = rows(self._slabs[k])
+            self.grids[k].add(values, theta, shares, footprint=footprint)
+
+        self._each(one)
 
     def _finish(self, k: int) -> None:
-        z0, z1 = self._slabs[k]
-        self._grids[k].volume(out=self.volume[z0:z1])
+        self._look(self.grids[k], self.volume[slice(*self._slabs[k])])
 
 
 def hold(columns: int, angles: int, rows: int, threads: int, say: Say) -> Contest:
@@ -210,7 +236,7 @@ def hold(columns: int, angles: int, rows: int, threads: int, say: Say) -> Contes
     problem = Problem(foam.project(theta, columns // 2), theta, columns // 2, threads)
     judge = Judge(foam, rows // 2)
     reasons = [(peer, peer.absent) for peer in PEERS]
-    ours = Streaming(problem, Fourier())
+    ours = Streaming(problem)
     try:
         methods: list[Method] = [ours]
         methods += [Batch(p, problem, judge) for p, why in reasons if why is None]

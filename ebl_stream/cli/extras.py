@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-EXTRAS = {"bluesky": "demo", "ophyd": "demo", "ophyd_async": "demo"}
+EXTRAS = {
+    "bluesky": "demo",
+    "ophyd": "demo",
+    "ophyd_async": "demo",
+    "p4p": "pva",
+    "astra": "astra",
+}
 """The extra that brings a package, where that is not ``service``."""
 
 

@@ -217,7 +217,7 @@ def accuracy(slices: NDArray[np.float32], truth: NDArray[np.float32]) -> Accurac
     inside = inside_circle(truth.shape[1:], INSIDE)
     found = slices[:, inside].astype(np.float64)
     true = truth[:, inside].astype(np.float64)
-    error = np.sqrt(np.mean((found - true) ** 2))
+    error = max(np.sqrt(np.mean((found - true) ** 2)), np.finfo(np.float32).tiny)
     return Accuracy(
         float(20 * np.log10(np.ptp(true) / error)),
         float(error / np.sqrt(np.mean(true**2))),

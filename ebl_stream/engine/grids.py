@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebl_stream.engine.memory import MemoryPlan
-from ebl_stream.engine.schedule import Timings
+from ebl_stream.engine.field import Field
+from ebl_stream.engine.memory import MemoryPlan, n_threads
+from ebl_stream.engine.schedule import BLOCK, Timings
 from ebl_stream.numerics.accumulate import Accumulator
+from ebl_stream.numerics.fourier_plan import Footprint
+from ebl_stream.numerics.windows import Window
 from ebl_stream.stages.reconstruct import Fourier
 
 T = TypeVar("T")
@@ -33,14 +35,31 @@ class Rings:
     """rad, (place, half)."""
 
 
+@dataclass(frozen=True, eq=False)
+class Lens:
+    """How grids are looked at; what they hold stays as it is."""
+
+    window: Window = "ramp"
+    """Low-pass on top of the ramp filter."""
+    rings: Rings | None = None
+    """What every projection has too much: by linearity it is taken away at each look
+    afresh, so that no look depends on those before it."""
+    shift: float = 0.0
+    """px; how far the rotation center is from where the grids turn."""
+    first_theta: float = 0.0
+    """rad, where the half turn begins that holds all projections; for ``shift``."""
+
+
 class Grids:
     """One accumulator per slab; slabs are independent, each on a thread of its own.
 
     Parameters
     ----------
     reconstruct : Fourier
-    shape : (int, int)
-        Rows and columns of a projection.
+    n_rows : int
+        Of a projection.
+    field : Field
+        Its columns, and those that are reconstructed.
     slab_rows : int
         Rows reconstructed together.
     rotation_center : float
@@ -52,12 +71,14 @@ class Grids:
     def __init__(
         self,
         reconstruct: Fourier,
-        shape: tuple[int, int],
+        n_rows: int,
+        field: Field,
         slab_rows: int,
         rotation_center: float,
         plan: MemoryPlan,
     ) -> None:
-        n_rows, self.n_columns = shape
+        self.field = field
+        self.n_columns = field.n_columns
         self.ranges = [
             (z, min(z + slab_rows, n_rows)) for z in range(0, n_rows, slab_rows)
         ]
@@ -65,9 +86,10 @@ class Grids:
         self.timings = Timings()
         self.rotation_center = rotation_center
         """px: what the grids turn about."""
-        self._reconstruct = reconstruct
+        coarser = replace(reconstruct, oversampling=plan.oversampling)
+        self._fourier = coarser.plan(self.n_columns)
         self._plan = plan
-        self.n_threads = len(os.sched_getaffinity(0))
+        self.n_threads = n_threads()
         self._pool = ThreadPoolExecutor(self.n_threads, "slab")
         self._scratch = threading.local()
         self._accumulators: dict[int, Accumulator] = {}
@@ -87,6 +109,10 @@ class Grids:
         self.rotation_center = rotation_center
         self.hold(self.held)
 
+    def empty(self, slab: int) -> None:
+        """Empty the grids of one slab."""
+        self._accumulators[slab].reset()
+
     def has_halves(self, slab: int) -> bool:
         """Whether a slab keeps A and B apart."""
         monitors = self._plan.monitors
@@ -94,8 +120,11 @@ class Grids:
 
     def _empty(self, slab: int) -> Accumulator:
         z0, z1 = self.ranges[slab]
-        return self._reconstruct.accumulator(
-            z1 - z0, self.n_columns, self.rotation_center
+        return Accumulator(
+            self._fourier,
+            z1 - z0,
+            self.field.to_field(self.rotation_center),
+            halves=self.has_halves(slab),
         )
 
     def add(
@@ -104,6 +133,7 @@ class Grids:
         values: NDArray[np.float32],
         theta: NDArray[np.float64],
         shares: NDArray[np.float64],
+        footprint: Footprint,
     ) -> None:
         """Add a slab's rows of projections with their weights.
 
@@ -116,14 +146,17 @@ class Grids:
             rad.
         shares : ndarray, (angle, 2)
             rad, for halves A and B.
+        footprint : Footprint
+            Of ``theta``, see `footprint`.
         """
         begun = time.perf_counter()
-        grids = self._accumulators[slab]
-        for spoke, angle, share in zip(
-            grids.spokes(values), theta, shares, strict=True
-        ):
-            grids.add(spoke, angle, *share)
+        wide = self.field.spread(values)
+        self._accumulators[slab].add(wide, theta, shares, footprint=footprint)
         self.timings.note("accumulate", slab, time.perf_counter() - begun)
+
+    def footprint(self, theta: NDArray[np.float64]) -> Footprint:
+        """Return where projections at ``theta`` (rad) go: the same for every slab."""
+        return self._fourier.footprint(theta)
 
     def each(self, work: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
         """Return ``work(slab, ...)`` of every slab held, on the slabs' threads."""
@@ -134,49 +167,59 @@ class Grids:
         return self._pool.submit(work, *arguments)
 
     def volume(
-        self,
-        slab: int,
-        rings: Rings | None,
-        shift: float = 0.0,
-        out: NDArray[np.float32] | None = None,
+        self, slab: int, lens: Lens, out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Return A + B of a slab, ``[row, y, x]``, 1/px.
-
-        Parameters
-        ----------
-        slab : int
-        rings : Rings, optional
-            What every projection has too much: by linearity it is taken away here,
-            afresh at each look, so that the result does not depend on how many looks
-            there were before.
-        shift : float
-            px; how far the rotation center is from where the grids turn.
-        out : ndarray, [row, y, x], optional
-            Where to put it.
-        """
+        """Return A + B of a slab, ``[row, y, x]``, 1/px; into ``out`` where given."""
         begun = time.perf_counter()
-        volume = self._accumulators[slab].volume(self._less(slab, rings))
-        if out is not None:
-            out[...] = volume
-            volume = out
+        volume = self._accumulators[slab].volume(
+            window=lens.window,
+            shift=lens.shift,
+            first_theta=lens.first_theta,
+            less=self._less(slab, lens.rings),
+            out=out,
+        )
         self.timings.note("reconstruct", slab, time.perf_counter() - begun)
         return volume
 
-    def half_difference(
-        self, slab: int, rings: Rings | None, shift: float = 0.0
+    def peek(
+        self, slab: int, look: Callable[[Accumulator], NDArray[np.float32]]
     ) -> NDArray[np.float32]:
-        """Return A - B of a slab, ``[row, y, x]``, 1/px; see `volume`."""
-        return self._accumulators[slab].half_difference(self._less(slab, rings))
+        """Return what ``look`` makes of a slab's grids, which it only reads."""
+        return look(self._accumulators[slab])
+
+    def half_difference(self, slab: int, lens: Lens) -> NDArray[np.float32]:
+        """Return A - B of a slab, ``[row, y, x]``, 1/px."""
+        return self._accumulators[slab].half_difference(
+            window=lens.window,
+            shift=lens.shift,
+            first_theta=lens.first_theta,
+            less=self._less(slab, lens.rings),
+        )
 
     def _less(self, slab: int, rings: Rings | None) -> Accumulator | None:
+        """Return grids of the rings alone; good until the thread's next call."""
         if rings is None:
             return None
         z0, z1 = self.ranges[slab]
-        less = self._empty(slab)
-        (spoke,) = less.spokes(rings.profile[None, z0:z1])
-        for angle, share in zip(rings.theta, rings.shares, strict=True):
-            less.add(spoke, angle, *share)
+        less = self._scratch_for(slab)
+        profile = self.field.spread(rings.profile[None, z0:z1])
+        profile = np.broadcast_to(profile, (len(rings.theta), *profile.shape[1:]))
+        for start in range(0, len(rings.theta), BLOCK):
+            some = slice(start, start + BLOCK)
+            less.add(profile[some], rings.theta[some], rings.shares[some])
         return less
+
+    def _scratch_for(self, slab: int) -> Accumulator:
+        """Return empty grids that the thread uses again and again."""
+        z0, z1 = self.ranges[slab]
+        like = (z1 - z0, self.has_halves(slab))
+        found, scratch = getattr(self._scratch, "kept", None) or (None, None)
+        if found != like or scratch is None:
+            self._scratch.kept = None  # let go of the old one first
+            scratch = self._empty(slab)
+            self._scratch.kept = (like, scratch)
+        scratch.reset(self.field.to_field(self.rotation_center))
+        return scratch
 
     def close(self) -> None:
         """Free the grids and the threads."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,10 +27,7 @@ VOLUME_BYTES = 4
 """The volume itself, kept until it is written: bytes per voxel."""
 
 SLAB_BYTES = 24
-"""What looking at one slab takes for a moment: bytes per voxel."""
-
-IN_HAND = 4
-"""Slabs that are looked at or written at one time."""
+"""What looking at one slab takes for a moment, on each thread: bytes per voxel."""
 
 MONITORS = 4
 """Slabs that keep their halves where not all can."""
@@ -87,6 +85,11 @@ class MemoryPlan:
         }
 
 
+def n_threads() -> int:
+    """Return how many slabs are worked on at one time."""
+    return len(os.sched_getaffinity(0))
+
+
 def free_memory() -> int | None:
     """Return bytes that a new process may use; None where nobody says."""
     try:
@@ -110,6 +113,7 @@ def plan_memory(
     interpret: bool,
     ring_bytes: int,
     free: int | None,
+    threads: int,
 ) -> MemoryPlan:
     """Return the best rung that fits.
 
@@ -127,6 +131,8 @@ def plan_memory(
         Raw frames that are kept in memory.
     free : int or None
         Bytes that may be used; None where it is not known: the best rung.
+    threads : int
+        Slabs that are worked on at one time.
 
     Raises
     ------
@@ -135,7 +141,8 @@ def plan_memory(
     """
     n_slabs = -(-shape[0] // slab_rows)
     wanted = (oversampling, interpret)
-    for plan in _rungs(shape[1], slab_rows, n_slabs, wanted, ring_bytes, free):
+    fixed = ring_bytes + min(n_slabs, threads) * slab_rows * SLAB_BYTES * shape[1] ** 2
+    for plan in _rungs(shape[1], slab_rows, n_slabs, wanted, fixed, free):
         if free is None or plan.need_bytes <= SPARE * free:
             return plan
     slab = slab_rows * (_grid_bytes(shape[1], COARSE, 2) + SLAB_BYTES * shape[1] ** 2)
@@ -151,22 +158,20 @@ def _rungs(
     slab_rows: int,
     n_slabs: int,
     wanted: tuple[float, bool],
-    ring_bytes: int,
+    fixed: int,
     free: int | None,
 ) -> Iterator[MemoryPlan]:
     oversampling, interpret = wanted
     voxels = slab_rows * n_columns**2
-    in_hand = min(n_slabs, IN_HAND) * SLAB_BYTES * voxels
     look = n_slabs * voxels * (INTERPRET_BYTES if interpret else VOLUME_BYTES)
     whole = ((0, n_slabs),)
     coarse = min(COARSE, oversampling)
     for rung, fine in ((1, oversampling), (2, coarse)):
         grids = n_slabs * slab_rows * _grid_bytes(n_columns, fine, 2)
-        need = ring_bytes + grids + max(look, in_hand)
+        need = fixed + grids + look
         yield MemoryPlan(rung, fine, None, interpret, whole, need)
     single = slab_rows * _grid_bytes(n_columns, coarse, 1)
     monitors = frozenset(_spread(n_slabs, MONITORS))
-    fixed = ring_bytes + in_hand
     need = fixed + (n_slabs + len(monitors)) * single
     yield MemoryPlan(3, coarse, monitors, False, whole, need)
     room = int(SPARE * (free or 0)) - fixed

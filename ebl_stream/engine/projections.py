@@ -7,15 +7,18 @@ difference. Sums are linear, so the grids are exact after every settle.
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream.engine.grids import Grids, Rings
+from ebl_stream.engine.preprocessing import Prepared
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.schedule import BLOCK
 from ebl_stream.engine.window import Window
-from ebl_stream.frames import Frame, Image
-from ebl_stream.numerics.weights import HalfSplit, alternate, angular_weights
+from ebl_stream.frames import Frame
+from ebl_stream.numerics.weights import HalfSplit, angular_weights, rebalanced
 from ebl_stream.stages import References
 
 CENTER_ROWS = 16
@@ -37,14 +40,15 @@ class ProjectionSum:
         self.grids = grids
         self.references: References | None = None
         self._rooms = rooms
-        self._split = HalfSplit()
+        self._period = grids.field.period
+        self._split = HalfSplit(self._period)
         self._total = np.zeros(shape)
         self._summed: set[int] = set()
         step = max(1, shape[0] // CENTER_ROWS)
         self._center_rows = np.arange(step // 2, shape[0], step)[:CENTER_ROWS]
         self._center_values: dict[int, NDArray[np.float32]] = {}
         self.angular_coverage = 0.0
-        """Share of the half circle that the angles present stand for, 0..1."""
+        """Share of the needed circle that the angles present stand for, 0..1."""
 
     def put(self, frame: Frame) -> None:
         """Take a projection in; one that it replaces leaves the grids at once."""
@@ -54,8 +58,8 @@ class ProjectionSum:
 
     def settle(self) -> None:
         """Bring the grids to the exact weights of the angles present."""
-        weights = angular_weights(self.window.theta)
-        self.angular_coverage = float(weights.sum() / np.pi)
+        weights = angular_weights(self.window.theta, self._period)
+        self.angular_coverage = float(weights.sum() / self._period)
         target = np.zeros_like(self.window.applied)
         target[np.arange(len(target)), self.window.half] = weights
         change = target - self.window.applied
@@ -75,20 +79,24 @@ class ProjectionSum:
 
     def _add(self, places: Places, shares: NDArray[np.float64]) -> None:
         """Add projections to the grids of every slab that is held."""
-        images = [self.window.image(place) for place in places]
+        prepared = self._prepare(places)
         theta = self.window.theta[places]
+        footprint = self.grids.footprint(theta)
         is_new = bool(len(places)) and int(places[0]) not in self._summed
+        total = self._total if is_new else None
         found = np.zeros(
             (len(places), len(self._center_rows), self._total.shape[1]), np.float32
         )
 
         def one(slab: int) -> None:
             z0, z1 = self.grids.ranges[slab]
-            values = self._line_integrals(images, (z0, z1), is_new)
+            begun = time.perf_counter()
+            values = prepared.rows((z0, z1), total=total)
+            self.grids.timings.note("preprocess", slab, time.perf_counter() - begun)
             if is_new:
                 mine = (self._center_rows >= z0) & (self._center_rows < z1)
                 found[:, mine] = values[:, self._center_rows[mine] - z0]
-            self.grids.add(slab, values, theta, shares)
+            self.grids.add(slab, values, theta, shares, footprint)
 
         self.grids.each(one)
         if is_new:
@@ -96,16 +104,22 @@ class ProjectionSum:
             for place, rows in zip(places, found, strict=True):
                 self._center_values[int(place)] = rows
 
-    def _line_integrals(
-        self, images: list[Image], rows: tuple[int, int], is_new: bool
+    def _prepare(self, places: Places) -> Prepared:
+        """Do with raw frames what concerns more than their rows."""
+        images = [self.window.image(place) for place in places]
+        positions = [self.window.indices[place] for place in places]
+        return self._rooms.preprocessor.prepare(images, self.references, positions)
+
+    def line_integrals(
+        self, places: Places, rows: tuple[int, int]
     ) -> NDArray[np.float32]:
-        values = self._rooms.line_integrals(
-            [image[slice(*rows)] for image in images], self.references
-        )
-        if is_new:
-            for value in values:
-                self._total[slice(*rows)] += value
-        return values
+        """Return some projections' rows ``[angle, row, column]`` once more."""
+        return self._prepare(places).rows(rows)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Rows and columns of a projection."""
+        return self._total.shape[0], self._total.shape[1]
 
     def reset(
         self, rotation_center: float, references: References | None = None
@@ -132,8 +146,13 @@ class ProjectionSum:
         self._total[:] = 0
 
     def balance_halves(self) -> None:
-        """Let the halves alternate in sorted direction; A + B stays as it is."""
-        self.window.half[:] = alternate(self.window.theta)
+        """Move projections between the halves where that makes them more alike.
+
+        A + B stays as it is.
+        """
+        half = self.window.half
+        half[:] = rebalanced(self.window.theta, half, self._period)
+        self.settle()
 
     def rings(self) -> Rings | None:
         """Return what every angle sees alike; None where it is not removed."""
@@ -143,21 +162,26 @@ class ProjectionSum:
         profile = self._rooms.rings.profile(mean)
         return Rings(profile, self.window.theta, self.window.applied)
 
+    @property
+    def center_theta(self) -> NDArray[np.float64]:
+        """rad, of the projections in `center_rows`."""
+        return self.window.theta[list(self._center_values)]
+
     def center_rows(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return some rows' line integrals ``[angle, row, column]``, and theta, rad."""
-        places = list(self._center_values)
-        return np.stack(list(self._center_values.values())), self.window.theta[places]
+        return np.stack(list(self._center_values.values())), self.center_theta
 
     def _retract(self, place: int) -> None:
         places = np.array([place])
-        image = [self.window.image(place)]
+        theta, half = self.window.theta[place], self.window.half[place]
+        self._split.remove(float(theta), int(half))
         if self.window.applied[place].any():
             self._add(places, -self.window.applied[places])
             self.window.applied[place] = 0
         if place in self._summed:
             self._summed.discard(place)
+            prepared = self._prepare(places)
             for slab in self.grids.held:
-                z0, z1 = self.grids.ranges[slab]
-                values = self._line_integrals([image[0]], (z0, z1), is_new=False)
-                self._total[z0:z1] -= values[0]
+                rows = self.grids.ranges[slab]
+                prepared.rows(rows, total=self._total, signs=[-1])
         self._center_values.pop(place, None)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ebl_stream.engine.preprocessing import Preprocessor
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Image
 from ebl_stream.numerics.quality import quality_row
 from ebl_stream.profile import Profile
 from ebl_stream.stages import (
+    BatchReconstruct,
     CenterStage,
     DenoiseStage,
     PreprocessStage,
@@ -20,11 +24,11 @@ from ebl_stream.stages import (
     References,
     RingStage,
     SegmentStage,
+    SinogramStage,
     build,
     build_preprocess,
     describe,
 )
-from ebl_stream.stages.preprocess import repair
 from ebl_stream.stages.reconstruct import Fourier
 
 WARM_UP_ANGLES = 32
@@ -38,8 +42,13 @@ class Rooms:
     """Stages that look at one projection at a time, in order."""
     rings: RingStage | None
     """The stage that takes away what every angle sees alike, by linearity."""
+    final: tuple[SinogramStage, ...]
+    """Stages that need all angles of a row, in order: for the final volume alone."""
     center: CenterStage
     reconstruct: Fourier
+    """What makes the live volume."""
+    backend: BatchReconstruct | None
+    """What makes the final volume, where the profile asks for something else."""
     denoise: DenoiseStage | None
     segment: SegmentStage | None
     quantify: QuantifyStage | None
@@ -55,12 +64,14 @@ class Rooms:
         """
         stages = build_preprocess(profile.preprocess)
         rings = [stage for stage in stages if isinstance(stage, RingStage)]
-        per_frame = [stage for stage in stages if not isinstance(stage, RingStage)]
-        for stage in per_frame:
+        final = [stage for stage in stages if isinstance(stage, SinogramStage)]
+        live = [stage for stage in stages if stage not in (*rings, *final)]
+        for stage in live:
             if not stage.per_frame:
                 raise InputError(
-                    f"preprocess stage {stage!r} needs all angles at once; "
-                    "the live path takes stages that work projection by projection"
+                    f"preprocess stage {stage!r} needs all angles at once; the live "
+                    "path takes stages that work projection by projection (or that "
+                    "declare whole_sinogram, for the final volume)"
                 )
         if len(rings) > 1:
             raise InputError("preprocess: there can be one ring removal, not more")
@@ -69,11 +80,23 @@ class Rooms:
             entry = getattr(profile, room)
             return None if entry in (None, "none") else build(room, entry)
 
+        chosen = build("reconstruct", profile.reconstruct)
+        live_reconstruct, backend = chosen, None
+        if not isinstance(chosen, Fourier):
+            chosen.check()
+            if profile.geometry.offset_detector and not chosen.takes_blended:
+                raise InputError(
+                    f"reconstruct: {describe(chosen)} cannot take rays that two "
+                    "sides share; with geometry.offset_detector choose another"
+                )
+            live_reconstruct, backend = Fourier(window=chosen.window), chosen
         return cls(
-            preprocess=tuple(per_frame),
+            preprocess=tuple(live),
             rings=rings[0] if rings else None,
+            final=tuple(final),
             center=build("center", profile.center),
-            reconstruct=build("reconstruct", profile.reconstruct),
+            reconstruct=live_reconstruct,
+            backend=backend,
             denoise=optional("denoise"),
             segment=optional("segment"),
             quantify=optional("quantify"),
@@ -84,21 +107,24 @@ class Rooms:
         """Whether a stage divides by flats."""
         return any(stage.needs_references for stage in self.preprocess)
 
+    @cached_property
+    def preprocessor(self) -> Preprocessor:
+        """What turns raw images into line integrals, slab by slab."""
+        return Preprocessor(self.preprocess)
+
     def line_integrals(
-        self, images: list[Image], references: References | None
+        self,
+        images: Sequence[Image],
+        references: References | None,
+        positions: Sequence[float] | None = None,
     ) -> NDArray[np.float32]:
-        """Return line integrals ``[angle, row, column]`` of raw frames.
+        """Return line integrals ``[angle, row, column]`` of whole raw frames.
 
         Pixels that are not finite, or that see no beam, are filled from their
         neighbors in the image as soon as that makes sense: after the flat field.
         """
-        values = np.stack(images).astype(np.float32)
-        for stage in self.preprocess:
-            if stage.takes != "raw":
-                repair(values)
-            values = stage(values, references)
-        repair(values)
-        return values
+        rows = (0, len(images[0]))
+        return self.preprocessor(images, references, rows, positions=positions)
 
     def warm_up(self) -> None:
         """Use every stage once, so that the first projections of a scan wait for none.
@@ -111,6 +137,7 @@ class Rooms:
         flat = np.full(shape[1:], 1000, np.float32)
         references = References(flat, np.zeros_like(flat), "measured")
         values = self.line_integrals(list(counts), references)
+        self.preprocessor.warm_up()
         self.center(values, theta)
         volume = self.reconstruct(values, theta, (shape[2] - 1) / 2)
         clean = self.denoise(volume, volume[::-1]) if self.denoise else volume
@@ -124,10 +151,10 @@ class Rooms:
 
     def as_dict(self) -> dict[str, Any]:
         """Return every stage with its settings, for provenance."""
-        one = {
-            name: describe(stage)
-            for name, stage in vars(self).items()
-            if name not in ("preprocess", "rings") and stage is not None
-        }
-        chain = [*self.preprocess, *([self.rings] if self.rings else [])]
+        others = ("center", "denoise", "segment", "quantify")
+        stages = {name: getattr(self, name) for name in others}
+        one = {name: describe(stage) for name, stage in stages.items() if stage}
+        one["reconstruct"] = describe(self.backend or self.reconstruct)
+        rings = [self.rings] if self.rings else []
+        chain = [*self.preprocess, *rings, *self.final]
         return {"preprocess": [describe(stage) for stage in chain], **one}

@@ -16,16 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from ebl_stream.engine.field import Field
 from ebl_stream.engine.grids import Grids
 from ebl_stream.engine.ledger import Ledgers
-from ebl_stream.engine.memory import MemoryPlan, free_memory, plan_memory
+from ebl_stream.engine.looks import Facts, Looks
+from ebl_stream.engine.memory import (
+    MemoryPlan,
+    free_memory,
+    n_threads,
+    plan_memory,
+)
 from ebl_stream.engine.projections import ProjectionSum
 from ebl_stream.engine.references import ReferenceFrames
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.rotation_center import CenterFinder
-from ebl_stream.engine.schedule import BLOCK, Points, SlabOrder
-from ebl_stream.engine.viewer import Wishes, read_wishes
-from ebl_stream.engine.views import Look, Views
+from ebl_stream.engine.schedule import BLOCK
+from ebl_stream.engine.views import Views
 from ebl_stream.engine.window import Window
 from ebl_stream.errors import InputError
 from ebl_stream.frames import (
@@ -88,12 +94,12 @@ class Session:
         self._sum: ProjectionSum | None = None
         self._views = Views(scan, profile, rooms, output)
         self._is_behind = is_behind
-        self._order: SlabOrder | None = None
-        self._refresh = Points(profile.refresh.every)
+        self._looks: Looks | None = None
         self._memory: MemoryPlan | None = None
         self._shape: tuple[int, int] | None = None
         self._dtype: np.dtype[Any] | None = None
         self._since_settle = 0
+        self._next_index = 0
         self._first: float | None = None
         self._last: float | None = None
         self._begun = time.monotonic()
@@ -137,7 +143,7 @@ class Session:
         if not np.isfinite(frame.image).any():
             self._ledgers[frame.kind].reject(frame.index, "non_finite")
             return
-        self._references.add(frame.kind, frame.index, frame.image)
+        self._references.add(frame.kind, frame.index, frame.image, self._next_index)
 
     def _unusable(self, frame: Frame) -> Reason | None:
         """Say why a projection cannot be used, if so."""
@@ -158,15 +164,18 @@ class Session:
     def _projection(self, frame: Frame) -> None:
         projections = self._projections()
         projections.put(frame)
+        self._next_index = max(self._next_index, frame.index + 1)
         self._since_settle += 1
         n = len(self._window)
-        is_due = self._refresh.reached(n)
+        assert self._looks is not None  # noqa: S101  (made with the sum)
+        is_due = self._looks.due(n)
         if (self._since_settle < BLOCK and not is_due) or not self._ready(n):
             return
         projections.settle()
         self._since_settle = 0
+        self._looks.follow_center()
         if is_due:
-            self._look()
+            self._looks()
         self._tell("running")
 
     # --------------------------------------------------------------- the grids
@@ -176,24 +185,41 @@ class Session:
         if self._sum is None:
             assert self._shape is not None  # noqa: S101  (set by the first frame)
             shape, refresh = self._shape, self._profile.refresh
-            self._memory = memory = self._plan_memory(shape)
             self.center.begin(shape[1])
+            field = self._field(shape[1])
+            self._memory = memory = self._plan_memory((shape[0], field.n_columns))
             grids = Grids(
                 self._rooms.reconstruct,
-                shape,
+                shape[0],
+                field,
                 refresh.slab_rows,
                 self.center.position,
                 memory,
             )
-            self._order = SlabOrder(grids.ranges, refresh.first_rows, self._is_behind)
             self._sum = ProjectionSum(self._rooms, self._window, grids, shape)
-            self._refresh.begin(self._ledgers[Kind.PROJECTION].n_promised)
+            self._looks = Looks(
+                self._profile,
+                self._rooms,
+                self._views,
+                self.center,
+                self._sum,
+                memory,
+                self._is_behind,
+                self._facts,
+            )
         return self._sum
+
+    def _field(self, n_columns: int) -> Field:
+        offset = self._profile.geometry.offset_detector
+        stated = not self.center.may_be_measured
+        known = self.center.position if stated or not offset else None
+        return Field(n_columns, known, offset=offset)
 
     def _plan_memory(self, shape: tuple[int, int]) -> MemoryPlan:
         assert self._dtype is not None  # noqa: S101  (set by the first frame)
         promised = self._ledgers[Kind.PROJECTION].n_promised
-        stack = promised * math.prod(shape) * self._dtype.itemsize
+        assert self._shape is not None  # noqa: S101
+        stack = promised * math.prod(self._shape) * self._dtype.itemsize
         ring = self._profile.window.max_bytes
         plan = plan_memory(
             shape,
@@ -202,6 +228,7 @@ class Session:
             interpret=bool(self._rooms.denoise or self._rooms.segment),
             ring_bytes=min(ring, stack) if promised else ring,
             free=free_memory(),
+            threads=n_threads(),
         )
         if plan.rung > 1:
             log.warning("run %s: memory is short: %s", self.scan.run_uid, plan.words)
@@ -231,51 +258,17 @@ class Session:
             projections.references.flat[0, 0],
         )
 
-    # ---------------------------------------------------------------- versions
-
-    def _look(self) -> None:
-        n = len(self._window)
-        self._refresh.passed(n, self._ledgers[Kind.PROJECTION].n_promised)
-        if not self.center.settled:
-            self._find_center()
-        self._publish(final=False)
-
-    def _find_center(self) -> bool:
-        """Ask the finder; move the grids when the answer is another center."""
-        projections = self._projections()
-        if not self.center.find(*projections.center_rows()):
-            return False
-        projections.reset(self.center.position)
-        projections.settle()
-        return True
+    def _facts(self) -> Facts:
+        return Facts(
+            self._ledgers[Kind.PROJECTION].n_promised,
+            self._coverage(),
+            (self._first, self._last),
+            self._provenance(),
+        )
 
     def _coverage(self) -> float:
         owed = self._ledgers[Kind.PROJECTION].n_owed
         return len(self._window) / owed if owed else 0.0
-
-    def _publish(self, final: bool) -> None:
-        projections, order, memory = self._projections(), self._order, self._memory
-        assert order is not None  # noqa: S101  (made with the sum)
-        assert memory is not None  # noqa: S101
-        rings, coverage = self._rooms.rings, self._coverage()
-        without_rings = rings is not None and coverage >= rings.min_coverage
-        look = Look(
-            coverage=coverage,
-            rings=projections.rings() if without_rings else None,
-            shift=self.center.position - projections.grids.rotation_center,
-            keep=memory.rung <= 2,
-            interpret=memory.interpret,
-            final=final,
-        )
-        wishes = Wishes() if final else read_wishes(self._views.output.folder)
-        held = projections.grids.held
-        self._views.publish(
-            projections,
-            order(len(self._window), held, wishes.rows, final=final),
-            look,
-            received=(self._first, self._last),
-            provenance=self._provenance(),
-        )
 
     # ------------------------------------------------------------------ the end
 
@@ -296,6 +289,8 @@ class Session:
             "latency_s": self._views.latency,
             "angles": self._angles(),
         }
+        if closed.feed is not None:
+            provenance["feed"] = closed.feed
         self._views.output.finish(state, provenance)
         self._tell(state)
         return self._result(state, closed.reason)
@@ -304,21 +299,14 @@ class Session:
         """Make the final volume: late flats, best center, balanced halves."""
         projections = self._projections()
         assert self._shape is not None  # noqa: S101
+        assert self._looks is not None  # noqa: S101
         measured = self._references.measured(self._shape)
-        if measured is not None and not _same(measured, projections.references):
+        if measured is not None and not measured.same(projections.references):
             projections.reset(self.center.position, measured)
         elif not self._ready(len(self._window)):
             self._assume_air()
-        projections.balance_halves()
         projections.settle()
-        if self.center.may_be_measured:
-            self._find_center()
-        self._publish(final=True)
-        assert self._memory is not None  # noqa: S101
-        for slabs in self._memory.passes[1:]:
-            projections.hold(range(*slabs))
-            projections.settle()
-            self._publish(final=True)
+        self._looks.last()
 
     def _is_whole(self, closed: Closed) -> bool:
         """Whether everything that was announced is in the volume."""
@@ -356,7 +344,7 @@ class Session:
             "rotation_center": self.center.as_dict(),
             "repaired_pixels": self.n_repaired,
             "memory": self._memory.as_dict() if self._memory else None,
-            "slabs_skipped": self._order.n_skipped if self._order else 0,
+            "slabs_skipped": self._looks.n_skipped if self._looks else 0,
         }
 
     def _angles(self) -> dict[str, Any]:
@@ -413,11 +401,3 @@ class Session:
         self._window.close()
         if self._sum is not None:
             self._sum.grids.close()
-
-
-def _same(a: Any, b: Any) -> bool:
-    return (
-        b is not None
-        and np.array_equal(a.flat, b.flat, equal_nan=True)
-        and np.array_equal(a.dark, b.dark, equal_nan=True)
-    )

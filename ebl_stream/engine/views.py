@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -13,20 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream import __version__
-from ebl_stream.engine.grids import Grids, Rings
+from ebl_stream.engine.grids import Grids, Lens
+from ebl_stream.engine.previews import Previews
 from ebl_stream.engine.projections import ProjectionSum
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.rotation_center import CenterFinder
+from ebl_stream.engine.viewer import Wishes
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Scan
 from ebl_stream.numerics.quality import quality_row
 from ebl_stream.profile import Profile
 from ebl_stream.publish.output import ArraySpec, RunOutput
 from ebl_stream.result import Progress, Result, State
-
-WHOLE_CIRCLE = 0.9
-"""Share of the half circle below which split-half resolution means nothing."""
-
 
 JUDGED_SLABS = 4
 """Slabs whose quality is looked at before the end, at most about."""
@@ -35,21 +33,26 @@ JUDGED_SLICES = 8
 """Slices of a slab that its quality figures are made of, about."""
 
 
+Make = Callable[[int, NDArray[np.float32] | None], NDArray[np.float32]]
+"""Makes a slab, ``[z, y, x]``, into an array where one is given."""
+
+
 @dataclass(frozen=True)
 class Look:
     """How the grids are looked at."""
 
     coverage: float
     """Projections in the grids over projections that the run owes, 0..1."""
-    rings: Rings | None
-    """What is taken away from every projection."""
-    shift: float
-    """px; how far the rotation center is from where the grids turn."""
+    lens: Lens
     keep: bool
     """Whether there is memory for the whole volume."""
     interpret: bool
     """Whether there is memory to denoise and segment it."""
-    final: bool
+    final: bool = False
+    judge: bool = True
+    """Whether quality, noise and phases are looked at, too."""
+    make: Make | None = None
+    """Who makes the slabs, if not the grids; not thread-safe."""
 
 
 class Views:
@@ -74,7 +77,29 @@ class Views:
         self._whole: NDArray[np.float32] | None = None
         self._newest_latency: float | None = None
         self._rows: dict[int, dict[str, Any]] = {}
+        self._n_previews = 0
+        self._previews: Previews | None = None
         self._looks: list[int] = []
+
+    def preview(
+        self,
+        projections: ProjectionSum,
+        look: Look,
+        wishes: Wishes,
+        provenance: dict[str, Any],
+    ) -> None:
+        """Publish quick looks: a coarse volume, and planes."""
+        previews = self._open(projections.grids, look, provenance)
+        if not previews.wanted:
+            return
+        n_used = len(projections.window)
+        self._n_previews += 1
+        stamp = {
+            "version": self._n_previews,
+            "n_used": n_used,
+            "coverage": look.coverage,
+        }
+        previews.publish(projections.grids, look.lens, wishes, self.output, stamp)
 
     def publish(
         self,
@@ -106,14 +131,16 @@ class Views:
         done = self._reconstruct(grids, slabs, look, last, stamp)
         if self.version == 1 and first is not None:
             self.latency["first_preview"] = time.monotonic() - first
-        if look.final and last is not None:
-            self.latency["last_projection_to_volume"] = time.monotonic() - last
-        phases = self._judge(grids, done, look, stamp)
-        if projections.angular_coverage < WHOLE_CIRCLE:
-            # The halves share a missing wedge, so they agree on what it hides.
-            for row in self._rows.values():
-                row["resolution_px"] = None
-        self.output.quality([self._rows[k] for k in sorted(self._rows) if k in done])
+        if look.final:
+            self._note_latency("last_projection_to_volume", last)
+        if look.final and look.judge:
+            # After the volume, which stays as it is: only the halves change.
+            projections.balance_halves()
+        coverage, phases = projections.angular_coverage, {}
+        if look.judge:
+            phases = self._judge(grids, done, look, coverage, stamp)
+        fresh = [row for row in self._rows.values() if row["version"] == self.version]
+        self.output.quality(sorted(fresh, key=lambda row: row["slab"]))
         self._looks.append(n_used)
         self.output.update(
             provenance
@@ -137,7 +164,7 @@ class Views:
         done: list[int] = []
         under_way: deque[Future[None]] = deque()
         for slab in slabs:
-            if len(under_way) >= grids.n_threads:
+            if len(under_way) >= (1 if look.make else grids.n_threads):
                 under_way.popleft().result()
             at_once = self._whole is None or not done
             task = grids.submit(self._make, grids, slab, look, stamp, at_once)
@@ -145,7 +172,10 @@ class Views:
             done.append(slab)
             if at_once and self._whole is not None:
                 task.add_done_callback(
-                    lambda _: self._note_latency("last_projection_to_first_slab", last)
+                    lambda _: (
+                        look.final
+                        and self._note_latency("last_projection_to_first_slab", last)
+                    )
                 )
         for future in under_way:
             future.result()
@@ -161,7 +191,7 @@ class Views:
         return done
 
     def _note_latency(self, name: str, last: float | None) -> None:
-        if last is not None:
+        if last is not None and self.latency[name] is None:
             self.latency[name] = time.monotonic() - last
 
     def _make(
@@ -169,7 +199,10 @@ class Views:
     ) -> None:
         z0, z1 = grids.ranges[slab]
         out = None if self._whole is None else self._whole[z0:z1]
-        volume = grids.volume(slab, look.rings, look.shift, out)
+        if look.make is not None:
+            volume = look.make(slab, out)
+        else:
+            volume = grids.volume(slab, look.lens, out)
         if at_once:
             self._put("recon", grids, slab, volume, stamp)
 
@@ -196,7 +229,12 @@ class Views:
         self._put(name, grids, slab, whole[slice(*grids.ranges[slab])], stamp)
 
     def _judge(
-        self, grids: Grids, done: list[int], look: Look, stamp: dict[str, Any]
+        self,
+        grids: Grids,
+        done: list[int],
+        look: Look,
+        angular_coverage: float,
+        stamp: dict[str, Any],
     ) -> dict[str, float]:
         """Find the slabs' quality figures; denoise and segment when it is time."""
         due = look.final or self.version % self._profile.refresh.interpret_every == 0
@@ -212,13 +250,19 @@ class Views:
 
         def one(slab: int) -> None:
             z0, z1 = grids.ranges[slab]
-            difference = grids.half_difference(slab, look.rings, look.shift)
+            difference = grids.half_difference(slab, look.lens)
             if whole is not None:
                 volume = whole[z0:z1]
             else:
-                volume = grids.volume(slab, look.rings, look.shift)
+                volume = grids.volume(slab, look.lens)
             self._rows[slab] = quality_row(
-                slab, z0, z1, _sample(volume), _sample(difference), **stamp
+                slab,
+                z0,
+                z1,
+                _sample(volume),
+                _sample(difference),
+                angular_coverage=angular_coverage,
+                **stamp,
             )
             if interpret and self._rooms.denoise is not None and clean is not None:
                 begun = time.perf_counter()
@@ -248,9 +292,10 @@ class Views:
             self._write("labels", grids, slab, labels, stamp)
         return rooms.quantify(volume, labels) if rooms.quantify else {}
 
-    def _open(self, grids: Grids, look: Look, provenance: dict[str, Any]) -> None:
-        if self._shape is not None:
-            return
+    def _open(self, grids: Grids, look: Look, provenance: dict[str, Any]) -> Previews:
+        """Allocate the arrays, once."""
+        if self._previews is not None:
+            return self._previews
         n = grids.n_columns
         self._shape = shape = (grids.ranges[-1][1], n, n)
         if look.keep:
@@ -260,11 +305,14 @@ class Views:
             arrays.append(ArraySpec("denoised", shape, "<f4", "1/px"))
         if self._rooms.segment is not None and look.interpret:
             arrays.append(ArraySpec("labels", shape, "|u1", "label"))
+        self._previews = Previews(self._profile.preview, shape)
+        arrays += self._previews.arrays
         metadata = self._start_metadata() | provenance
         try:
             self.output.create(arrays, metadata, self._profile.refresh.slab_rows)
         except OSError as error:
             raise InputError(f"{error}; choose another folder with --out") from None
+        return self._previews
 
     def _start_metadata(self) -> dict[str, Any]:
         raw = self._scan.start

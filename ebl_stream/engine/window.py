@@ -47,6 +47,8 @@ class Window:
         self._bytes = 0
         self.places: dict[int, int] = {}
         """Frame index to place."""
+        self.indices: list[int] = []
+        """Place to frame index."""
         self._images: list[Image | FrameRef | _Spilled] = []
         self._theta = np.empty(FIRST_ROOM)
         self._half = np.empty(FIRST_ROOM, np.int8)
@@ -98,6 +100,7 @@ class Window:
             self._half = np.resize(self._half, 2 * place)
             self._applied = np.resize(self._applied, (2 * place, 2))
         self.places[index] = place
+        self.indices.append(index)
         self._images.append(_Spilled(0, (), np.dtype("u1")))
         return place
 
@@ -118,6 +121,7 @@ class Window:
     def close(self) -> None:
         """Let go of the frames."""
         self.places.clear()
+        self.indices.clear()
         self._images.clear()
         if self._scratch is not None:
             self._scratch.close()

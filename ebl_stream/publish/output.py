@@ -3,27 +3,30 @@
 ``<folder>/<processed_uid>/`` holds one zarr v3 array per result (``recon``,
 ``denoised``, ``labels``), ``metadata.json`` and ``quality.jsonl``. It is the
 truth; Tiled is told of it afterwards and can be told again from it.
+
+Chunks and ``metadata.json`` are replaced whole (see ``chunks``), and metadata follow
+the pixels: a slab is of the version that ``metadata.json`` says, or of a later one.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
+from ebl_stream.publish.chunks import ChunkedArray, commit
 from ebl_stream.publish.record import ArraySpec, RunRecord, Slab, plain, read_record
 
 __all__ = ["ArraySpec", "Follower", "RunOutput", "RunRecord", "Slab", "read_record"]
 
-CHUNK = (16, 256, 256)
-"""Largest chunk, ``[z, y, x]``: one slice is read in tens of milliseconds."""
+MOST_THREADS = 16
+"""Threads that compress and write: more than a disk takes are of no use."""
 
 FinalState = Literal["complete", "partial", "failed"]
 
@@ -42,6 +45,9 @@ class Follower(Protocol):
 
 class RunOutput:
     """The folder of one processed run; creates nothing before ``create``.
+
+    After ``create`` all methods may be called from several threads at a time: a slab
+    can be read as soon as its ``write`` returns, whatever the others do.
 
     Parameters
     ----------
@@ -66,8 +72,12 @@ class RunOutput:
         self.folder = Path(folder).absolute() / processed_uid
         self._link = link
         self._record: RunRecord | None = None
-        self._arrays: dict[str, Any] = {}
-        self._slab_rows = 0
+        self._arrays: dict[str, ChunkedArray] = {}
+        self._slab_rows: dict[str, int] = {}
+        self._pool = ThreadPoolExecutor(_n_threads(), "chunks")
+        self._placing = threading.Lock()
+        self._saving = threading.Lock()
+        self._saved_revision = 0
 
     def path(self, name: str) -> Path:
         """Return where an array lies (absolute)."""
@@ -97,7 +107,7 @@ class RunOutput:
         metadata : dict
             Sections ``start``, ``analysis``, ``progress``, ``ledger``, ...
         slab_rows : int
-            Height of the slabs that ``write`` will get.
+            Height of the slabs that ``write`` will get, where a spec says nothing else.
 
         Raises
         ------
@@ -108,11 +118,13 @@ class RunOutput:
         """
         with _named(f"cannot create the result in {self.folder}"):
             self.folder.mkdir(parents=True)
-            chunks = {spec.name: chunk_shape(spec.shape, slab_rows) for spec in arrays}
             for spec in arrays:
-                path, chunk = self.path(spec.name), chunks[spec.name]
-                self._arrays[spec.name] = _allocate(path, spec, chunk)
-        self._slab_rows = slab_rows
+                path = self.path(spec.name)
+                height = spec.slab_rows or slab_rows
+                array = ChunkedArray(path, spec, height, self._pool)
+                self._slab_rows[spec.name] = height
+                self._arrays[spec.name] = array
+        chunks = {name: array.chunks for name, array in self._arrays.items()}
         self._record = RunRecord(self.folder, arrays, chunks, plain(metadata))
         self._save()
         if self._link is not None:
@@ -128,7 +140,10 @@ class RunOutput:
         n_used: int,
         coverage: float,
     ) -> None:
-        """Write a slab and record its version.
+        """Write a slab and record its version; when this returns it can be read.
+
+        Of two versions of a slab that are written at a time, the one that is ready
+        last stays.
 
         Parameters
         ----------
@@ -151,10 +166,12 @@ class RunOutput:
         array = self._arrays[name]
         z1 = z0 + slab.shape[0]
         self._check_fit(name, z0, slab)
-        with _named(f"cannot write slices {z0}:{z1} of {self.path(name)}"):
-            array[z0:z1] = slab
         stamp = Slab(int(z0), int(z1), int(version), int(n_used), float(coverage))
-        self.record.note(name, stamp)
+        with _named(f"cannot write slices {z0}:{z1} of {self.path(name)}"):
+            staged = array.stage(z0, slab)
+            with self._placing:
+                commit(staged)
+                self.record.note(name, stamp)
         self._save()
         self._tell()
 
@@ -170,9 +187,11 @@ class RunOutput:
         """
         clean = [plain(row) for row in rows]
         path = self.folder / "quality.jsonl"
-        with _named(f"cannot write {path}"), path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in clean)
-        self.record.add_rows(clean)
+        lines = [json.dumps(row) + "\n" for row in clean]
+        with self._saving, _named(f"cannot write {path}"):
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+            self.record.add_rows(clean)
         self._tell()
 
     def update(self, metadata: dict[str, Any]) -> None:
@@ -192,44 +211,33 @@ class RunOutput:
 
     def _check_fit(self, name: str, z0: int, slab: NDArray[Any]) -> None:
         array = self._arrays[name]
-        height = min(self._slab_rows, array.shape[0] - z0)
+        slab_rows = self._slab_rows[name]
+        height = min(slab_rows, array.shape[0] - z0)
         wanted = (height, *array.shape[1:])
-        if z0 < 0 or z0 % self._slab_rows or slab.shape != wanted:
+        if z0 < 0 or z0 % slab_rows or slab.shape != wanted:
             raise ValueError(f"{name}: slab {slab.shape} at z={z0}, expected {wanted}")
         if slab.dtype != array.dtype:
             raise ValueError(f"{name}: slab is {slab.dtype}, expected {array.dtype}")
 
     def _save(self) -> None:
         path = self.folder / "metadata.json"
-        with _named(f"cannot write {path}"):
+        with self._saving, _named(f"cannot write {path}"):
+            # Who had to wait finds its change saved with the one before.
+            revision = self.record.revision
+            if revision == self._saved_revision:
+                return
             draft = path.with_suffix(".json.part")
             draft.write_text(json.dumps(self.record.as_json()), encoding="utf-8")
             os.replace(draft, path)
+            self._saved_revision = revision
 
     def _tell(self) -> None:
         if self._link is not None:
             self._link.changed()
 
 
-def chunk_shape(shape: tuple[int, int, int], slab_rows: int) -> tuple[int, int, int]:
-    """Choose chunks that no slab shares with another: no read before a write."""
-    heights = math.gcd(slab_rows, CHUNK[0])
-    nz, ny, nx = shape
-    return min(heights, nz), min(CHUNK[1], ny), min(CHUNK[2], nx)
-
-
-def _allocate(path: Path, spec: ArraySpec, chunks: tuple[int, int, int]) -> Any:
-    # A finite fill value: a slice that holds one NaN is shown black by Tiled.
-    return zarr.create_array(
-        path,
-        shape=spec.shape,
-        chunks=chunks,
-        dtype=spec.dtype,
-        fill_value=0,
-        compressors=BloscCodec(cname="lz4", shuffle="bitshuffle"),
-        dimension_names=("z", "y", "x"),
-        attributes={"unit": spec.unit},
-    )
+def _n_threads() -> int:
+    return min(MOST_THREADS, os.cpu_count() or 1)
 
 
 class _named:  # noqa: N801  (reads as a statement)

@@ -24,6 +24,8 @@ class ArraySpec:
     dtype: str
     unit: str
     """``1/px``, ``1/um``, or an empty string for labels."""
+    slab_rows: int | None = None
+    """Height of the slabs that are written; None: as of the volume."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from ebl_stream.errors import InputError
+from ebl_stream.numerics.windows import Window
 from ebl_stream.profile import ROOMS, StageEntry
 
 Values: TypeAlias = Literal["raw", "transmission", "line_integral"]
@@ -30,10 +32,78 @@ class References:
     """What the detector shows without a sample, and without a beam."""
 
     flat: NDArray[np.float32]
-    """(row, column), counts."""
+    """(row, column), counts; ``[angle, row, column]`` where it is each frame's own."""
     dark: NDArray[np.float32]
     """(row, column), counts."""
     source: Literal["measured", "assumed"] = "measured"
+    bad: NDArray[np.bool_] | None = None
+    """(row, column), True for pixels whose counts mean nothing: dead or hot."""
+    groups: tuple[tuple[float, NDArray[np.float32]], ...] = ()
+    """Flats taken at several times: (position, flat) in order. A position counts
+    projections: that of a flat is the index of the projection that came next."""
+
+    @cached_property
+    def dead(self) -> NDArray[np.bool_]:
+        """(row, column), True where no transmission can be had: bad, or no beam."""
+        shape = self.dark.shape
+        flats = [flat for _, flat in self.groups] or self.flat.reshape(-1, *shape)
+        dead = np.zeros(shape, bool) if self.bad is None else self.bad.copy()
+        with np.errstate(invalid="ignore", over="ignore"):
+            for flat in flats:
+                beam = flat - self.dark
+                dead |= ~(np.isfinite(beam) & (beam > 0))
+        return dead
+
+    def between(self, position: float) -> tuple[int, float]:
+        """Return after which group of flats a frame was taken, and how far on, 0..1.
+
+        Before the first and after the last group, that group counts alone.
+        """
+        at = [where for where, _ in self.groups]
+        after = int(np.searchsorted(at, position, side="right")) - 1
+        if after < 0 or after == len(at) - 1:
+            return max(after, 0), 0.0
+        return after, (position - at[after]) / (at[after + 1] - at[after])
+
+    def at(self, positions: Sequence[float]) -> References:
+        """Return the references of frames at these positions, by linear interpolation.
+
+        Parameters
+        ----------
+        positions : sequence of float
+            The frames' indices.
+
+        Returns
+        -------
+        References
+            Its flat is ``[angle, row, column]``; itself if the flats do not change.
+        """
+        if len(self.groups) < 2:
+            return self
+        flats = np.empty((len(positions), *self.dark.shape), np.float32)
+        for k, position in enumerate(positions):
+            after, share = self.between(position)
+            flats[k] = before = self.groups[after][1]
+            if share:
+                flats[k] += np.float32(share) * (self.groups[after + 1][1] - before)
+        return References(flats, self.dark, self.source, self.dead)
+
+    def same(self, other: References | None) -> bool:
+        """Whether frames come out the same with the other's flats and darks."""
+        if other is None or len(self.groups) != len(other.groups):
+            return False
+        mine = [self.flat, self.dark, self.dead]
+        theirs = [other.flat, other.dark, other.dead]
+        for (where, flat), (there, another) in zip(
+            self.groups, other.groups, strict=True
+        ):
+            mine += [np.float64(where), flat]
+            theirs += [np.float64(there), another]
+        return all(map(_equal, mine, theirs))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return np.array_equal(a, b, equal_nan=True)
 
 
 @dataclass(frozen=True)
@@ -47,14 +117,27 @@ class CenterVerdict:
     """Disagreement of independent parts of the data; NaN when unknown."""
     why: str
     """One line for people: what it rests on, or why it is not reliable."""
+    method: str = ""
+    """What it rests on, in a word."""
+    checks: dict[str, float] = field(default_factory=dict)
+    """px; what other methods answered, by method."""
 
 
 class PreprocessStage(Protocol):
-    """Works on projections before they are accumulated."""
+    """Works on projections before they are accumulated.
+
+    A stage that does not say how it looks across rows is given whole frames.
+    """
 
     per_frame: ClassVar[bool]
     """True: every projection is treated by itself, in any batch."""
     needs_references: ClassVar[bool]
+    linear: ClassVar[bool]
+    """True: the stage of a weighted sum is the weighted sum of the stage's."""
+    whole_frame: ClassVar[bool]
+    """True: any pixel may depend on all others of its projection."""
+    halo: ClassVar[int]
+    """Rows on either side that a row's result depends on, if not whole_frame."""
     takes: ClassVar[Values]
     """What its input means."""
     role: ClassVar[Values]
@@ -68,15 +151,34 @@ class PreprocessStage(Protocol):
 
 
 @runtime_checkable
-class RingStage(PreprocessStage, Protocol):
-    """Removes what all projections see alike; linear, so it may come afterwards."""
+class RingStage(Protocol):
+    """A stage that removes what all projections see alike, so it may come afterwards.
 
-    linear: ClassVar[bool]
+    Taking away a constant is linear: live it is taken away from the grids.
+    """
+
     min_coverage: float
     """Below this coverage the mean still shows the sample: leave it alone."""
 
     def profile(self, mean: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what to subtract from every projection, ``[row, column]``."""
+        ...
+
+
+@runtime_checkable
+class SinogramStage(Protocol):
+    """A stage that needs all angles of a row: not live, but for the final volume."""
+
+    whole_sinogram: ClassVar[bool]
+
+    def __call__(
+        self, values: NDArray[np.float32], references: References | None = None
+    ) -> NDArray[np.float32]:
+        """Return new line integrals ``[angle, row, column]`` of some rows.
+
+        Rows are independent of each other. The angles are those of a sinogram, see
+        `ebl_stream.stages.preprocess.rings.sinogram_order`.
+        """
         ...
 
 
@@ -87,6 +189,36 @@ class CenterStage(Protocol):
         self, projections: NDArray[np.float32], theta: NDArray[np.float64]
     ) -> CenterVerdict:
         """Judge line integrals ``[angle, row, column]`` at theta (rad)."""
+        ...
+
+
+class BatchReconstruct(Protocol):
+    """Makes slices of a whole scan: not live, but for the final volume."""
+
+    @property
+    def window(self) -> Window:
+        """Low-pass on top of the ramp filter, which live versions share."""
+        ...
+
+    @property
+    def takes_blended(self) -> bool:
+        """Whether rows of an offset detector may be blended about the axis."""
+        ...
+
+    def check(self) -> None:
+        """Say whether it can run here; InputError where it cannot."""
+        ...
+
+    def __call__(
+        self,
+        values: NDArray[np.float32],
+        theta: NDArray[np.float64],
+        rotation_center: float,
+    ) -> NDArray[np.float32]:
+        """Reconstruct line integrals ``[angle, row, column]`` at theta (rad).
+
+        Returns ``[z, y, x]``, 1/px; ``rotation_center`` is a column, px.
+        """
         ...
 
 

@@ -13,6 +13,9 @@ Floats = NDArray[np.float64]
 MAX_PAIRS = 48
 """Pairs that are compared, the closest to half a turn first."""
 
+MAX_SAMPLED = 192
+"""Projections that the detector's own pattern is averaged from."""
+
 MAX_ROWS = 32
 """Rows that are compared; more are averaged in blocks first."""
 
@@ -30,6 +33,9 @@ PATTERN_PX = 9
 
 PLAIN_PX = 1.0
 """A pair's miss may blur the comparison by so much before it counts for less."""
+
+NEGLIGIBLE = 1e-2
+"""Weight, in that of the best pair, that is not worth a comparison."""
 
 FLOOR = 0.02
 """Of the energy: keeps the correlation of nearly empty overlaps from exploding."""
@@ -49,6 +55,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.first)
 
+    def within(self, used: NDArray[np.intp]) -> Pairs:
+        """Return the same pairs as places in ``used``, sorted indices."""
+        first, second = (np.searchsorted(used, x) for x in (self.first, self.second))
+        return Pairs(first, second, self.miss, self.direction)
+
     def weights(self, n_columns: int) -> Floats:
         """Return how much each pair counts: less the more its miss blurs."""
         blur = abs(self.miss) * n_columns / 2
@@ -56,6 +67,14 @@ class Pairs:
         tolerance = max(PLAIN_PX, 0.6 * float(np.sort(blur)[:3][-1]))
         weights = np.exp(-(blur**2 - blur.min() ** 2) / (2 * tolerance**2))
         return weights / weights.sum()
+
+    def that_count(self, n_columns: int) -> Pairs:
+        """Return the pairs without those that weigh next to nothing."""
+        weights = self.weights(n_columns)
+        kept = weights > NEGLIGIBLE * weights.max()
+        return Pairs(
+            self.first[kept], self.second[kept], self.miss[kept], self.direction[kept]
+        )
 
 
 def find_pairs(theta: Floats, max_miss: float) -> Pairs:
@@ -92,17 +111,28 @@ def find_pairs(theta: Floats, max_miss: float) -> Pairs:
     return Pairs(first, second, miss, phase[first] + miss / 2)
 
 
-def without_pattern(projections: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take away narrow columns that all projections share, and average row blocks.
+def without_pattern(
+    projections: NDArray[np.float32], used: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    """Return the used projections, finite, without what stands on the detector.
 
-    What stands still on the detector knows nothing of the axis. The broad part of
-    the mean is kept: it holds the walls of a round container, which do.
+    Narrow columns that all projections share know nothing of the axis. The broad
+    part of the mean is kept: it holds the walls of a round container, which do.
+    Many rows are averaged in blocks.
     """
+    rows = np.nan_to_num(_averaged(projections[used]))
     if len(projections) >= PATTERN_ANGLES:
-        mean = projections.mean(axis=0)
+        step = -(-len(projections) // MAX_SAMPLED)
+        mean = np.nan_to_num(_averaged(projections[::step])).mean(axis=0)
         broad = ndimage.median_filter(mean, size=(1, PATTERN_PX), mode="nearest")
-        projections = projections - (mean - broad)
+        rows -= mean - broad
+    return rows
+
+
+def _averaged(projections: NDArray[np.float32]) -> NDArray[np.float32]:
     block = -(-projections.shape[1] // MAX_ROWS)
+    if block == 1:
+        return projections
     starts = np.arange(0, projections.shape[1], block)
     rows = np.diff(np.append(starts, projections.shape[1]))
     return np.add.reduceat(projections, starts, axis=1) / rows[:, None]
@@ -192,8 +222,6 @@ class Best:
     """px along x and y: where, in depth, what is seen lies on average."""
     height: float
     """Correlation there, -1..1, weighted by the overlap."""
-    extrapolated: float
-    """px between the shift of the mean pair and that of an exact one."""
 
 
 class Alignment:
@@ -222,15 +250,7 @@ class Alignment:
         shift, depth = self._refine(curves, shift, depth)
         profile = self._profile(curves, depth)
         height = float(np.interp(shift, self._curves.shifts, profile))
-        return Best(shift, depth, height, self._extrapolated(depth))
-
-    def _extrapolated(self, depth: tuple[float, float]) -> float:
-        """Return how far the mean pair's shift is from that of an exact one (px)."""
-        mean = self._weights @ self.pairs.miss
-        if np.ptp(self.pairs.miss) < 0.05 * abs(mean):
-            # Pairs that all miss alike tell nothing of the depth: it may be any.
-            return float(abs(mean)) * self.n_columns / 2
-        return float(abs(self._weights @ (self._lever @ np.asarray(depth))))
+        return Best(shift, depth, height)
 
     def second(self, best: Best, smoothing: float) -> float:
         """Return the best correlation anywhere else."""
@@ -240,31 +260,23 @@ class Alignment:
         return float(elsewhere.max(initial=0))
 
     def spread(self, best: Best) -> float:
-        """Return how far parts of the data stray, each searching on its own (px).
+        """Return how far parts of the data stray, each searching all shifts (px).
 
         Parts by pairs betray a sample that moved, parts by rows a pattern that all
-        pairs share.
+        pairs share. Whole shifts are within half a pixel of a place between them.
         """
         n_pairs, n_blocks, _ = self._curves.product.shape
         pair, block = np.indices((n_pairs, n_blocks))
-        return max(
-            self._strays(best, part_of) for part_of in ((pair + block) % PARTS, block)
-        )
+        strays = [self._strays(best, of) for of in ((pair + block) % PARTS, block)]
+        return max(0.0, max(strays) - 0.5)
 
     def _strays(self, best: Best, part_of: NDArray[np.intp]) -> float:
-        """Return the larger of two medians over the parts.
-
-        Of the places that they find in the whole range, and of those that they find
-        near the best one, with a depth of their own.
-        """
-        far, near = [], []
-        for part in np.unique(part_of):
-            curves = self._curves.normalized(part_of == part)
-            far.append(self._search(curves, best.depth)[1] - best.shift)
-            near.append(self._refine(curves, best.shift, best.depth)[0] - best.shift)
-        # Whole shifts are within half a pixel of a place between them.
-        rough = max(0.0, float(np.median(np.abs(far))) - 0.5)
-        return max(rough, float(np.median(np.abs(near))))
+        """Return the median over the parts of how far they are off the best shift."""
+        places = [
+            self._search(self._curves.normalized(part_of == part), best.depth)[1]
+            for part in np.unique(part_of)
+        ]
+        return float(np.median(np.abs(np.asarray(places) - best.shift)))
 
     def _depths(self) -> list[tuple[float, float]]:
         """Return the depths that the coarse search tries."""
@@ -282,12 +294,9 @@ class Alignment:
 
     def _profile(self, curves: Floats, depth: tuple[float, float]) -> Floats:
         """Return the joint correlation at every whole shift, for a given depth."""
-        moved = self._lever @ np.asarray(depth)
-        shifts = self._curves.shifts
-        joint = np.zeros(shifts.size)
-        for curve, by, weight in zip(curves, moved, self._weights, strict=True):
-            joint += weight * np.interp(shifts + by, shifts, curve)
-        return joint * self._trust
+        if any(depth):
+            curves = _moved(curves, self._lever @ np.asarray(depth))
+        return (self._weights @ curves) * self._trust
 
     def _search(
         self, curves: Floats, depth: tuple[float, float]
@@ -332,3 +341,16 @@ class Alignment:
         if not free:
             return float(found[0]), (0.0, 0.0)
         return float(found[0]), (float(found[1] * scale), float(found[2] * scale))
+
+
+def _moved(curves: Floats, by: Floats) -> Floats:
+    """Return each curve read ``by`` places further on, linearly between places."""
+    low = np.floor(by).astype(int)
+    rest = (by - low)[:, None]
+    last = curves.shape[1] - 1
+    place = np.arange(last + 1) + low[:, None]
+    here, there = (
+        np.take_along_axis(curves, np.clip(p, 0, last), axis=1)
+        for p in (place, place + 1)
+    )
+    return (1 - rest) * here + rest * there

@@ -1,0 +1,196 @@
+"""When a run is looked at, and how: previews, versions, the last look."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ebl_stream.engine.final import FinalPass
+from ebl_stream.engine.grids import Lens
+from ebl_stream.engine.memory import MemoryPlan
+from ebl_stream.engine.projections import ProjectionSum
+from ebl_stream.engine.rooms import Rooms
+from ebl_stream.engine.rotation_center import CenterFinder, OnGrid
+from ebl_stream.engine.schedule import Points, SlabOrder
+from ebl_stream.engine.viewer import Wishes, read_wishes
+from ebl_stream.engine.views import Look, Make, Views
+from ebl_stream.numerics.windows import Window
+from ebl_stream.profile import Profile
+
+
+class Facts(NamedTuple):
+    """What the run knows of itself at a look."""
+
+    promised: int | None
+    """Projections."""
+    coverage: float
+    """Projections in the grids over projections that the run owes, 0..1."""
+    received: tuple[float | None, float | None]
+    """When the first and the last projection came, s on the monotonic clock."""
+    provenance: dict[str, Any]
+
+
+class Looks:
+    """Look at the projections of one run.
+
+    Parameters
+    ----------
+    profile : Profile
+    rooms : Rooms
+    views : Views
+        Who makes and publishes what is seen.
+    center : CenterFinder
+    projections : ProjectionSum
+    memory : MemoryPlan
+    is_behind : callable, optional
+        Whether documents wait, see `SlabOrder`.
+    facts : callable
+        Called at each look.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        rooms: Rooms,
+        views: Views,
+        center: CenterFinder,
+        projections: ProjectionSum,
+        memory: MemoryPlan,
+        is_behind: Callable[[], bool] | None,
+        facts: Callable[[], Facts],
+    ) -> None:
+        self._rooms = rooms
+        self._views = views
+        self._center = center
+        self._projections = projections
+        self._memory = memory
+        self._facts = facts
+        ranges = projections.grids.ranges
+        self._order = SlabOrder(ranges, profile.refresh.first_rows, is_behind)
+        self._versions = Points(profile.refresh.every)
+        self._previews = Points(profile.preview.every)
+        promised = facts().promised
+        self._versions.begin(promised)
+        self._previews.begin(promised)
+
+    @property
+    def n_skipped(self) -> int:
+        """Refreshes of a slab that were left out because frames waited."""
+        return self._order.n_skipped
+
+    def due(self, n: int) -> bool:
+        """Whether a look is due at ``n`` projections."""
+        return self._versions.reached(n) or self._previews.reached(n)
+
+    def __call__(self) -> None:
+        """Make the look that is due; the grids are settled."""
+        n, promised = len(self._projections.window), self._facts().promised
+        is_version = self._versions.reached(n)
+        if self._previews.reached(n):
+            self._previews.passed(n, promised)
+        if is_version:
+            self._versions.passed(n, promised)
+        wishes = read_wishes(self._views.output.folder)
+        self._preview(wishes)
+        if is_version:
+            self._publish(wishes, final=False)
+
+    def follow_center(self) -> None:
+        """Measure the center, as soon and as often as that may bring news."""
+        if self._center.wants(self._projections.center_theta):
+            self._find_center(preview=True)
+
+    def _find_center(self, *, preview: bool) -> None:
+        """Ask the finder; build the grids anew where a look cannot make up for it."""
+        values, theta = self._projections.center_rows()
+        if self._center.find(values, theta, preview=preview):
+            turns_about = self._projections.grids.rotation_center
+            if self._center.shift_for(turns_about, theta) is None:
+                self._rebuild()
+
+    def last(self) -> None:
+        """Make the final volume, pass by pass; the grids are settled."""
+        if self._center.may_be_measured:
+            self._find_center(preview=False)
+        self._finish()
+        self._preview(Wishes())
+        for slabs in self._memory.passes[1:]:
+            self._projections.hold(range(*slabs))
+            self._projections.settle()
+            self._finish()
+
+    def _finish(self) -> None:
+        """Publish the slabs that are held: at once, and then as good as it gets."""
+        projections, rooms = self._projections, self._rooms
+        moved = self._center.position != projections.grids.rotation_center
+        is_last = not (moved or rooms.final or rooms.backend)
+        self._publish(Wishes(), final=True, judge=is_last)
+        if is_last:
+            return
+        if moved:
+            self._rebuild()
+        if not (rooms.final or rooms.backend):
+            self._publish(Wishes(), final=True)
+            return
+        projections.balance_halves()
+        better = FinalPass(projections, rooms)
+        better.refill_grids()
+        make = better.volume if rooms.backend else None
+        self._publish(Wishes(), final=True, rings=not rooms.final, make=make)
+
+    def _rebuild(self) -> None:
+        """Fill the grids again, from the window, about the center that is known now."""
+        begun = time.monotonic()
+        self._projections.reset(self._center.position)
+        self._projections.settle()
+        self._views.latency["center_rebuild"] = time.monotonic() - begun
+
+    def _preview(self, wishes: Wishes) -> None:
+        facts = self._facts()
+        look = self._look(self._lens(wishes.window, rings=False), facts.coverage)
+        self._views.preview(self._projections, look, wishes, facts.provenance)
+
+    def _publish(
+        self,
+        wishes: Wishes,
+        *,
+        final: bool,
+        judge: bool = True,
+        rings: bool = True,
+        make: Make | None = None,
+    ) -> None:
+        facts, projections = self._facts(), self._projections
+        stage = self._rooms.rings
+        rings = rings and stage is not None and facts.coverage >= stage.min_coverage
+        lens = self._lens(wishes.window, rings=rings)
+        n, held = len(projections.window), projections.grids.held
+        self._views.publish(
+            projections,
+            self._order(n, held, wishes.rows, final=final),
+            self._look(lens, facts.coverage, final=final, judge=judge, make=make),
+            received=facts.received,
+            provenance=facts.provenance,
+        )
+
+    def _look(self, lens: Lens, coverage: float, **how: Any) -> Look:
+        return Look(
+            lens=lens,
+            coverage=coverage,
+            keep=self._memory.rung <= 2,
+            interpret=self._memory.interpret,
+            **how,
+        )
+
+    def _lens(self, window: Window | None, *, rings: bool) -> Lens:
+        """Return how to look: what the grids do not hold yet is made up for here."""
+        projections = self._projections
+        on_grid = self._center.shift_for(
+            projections.grids.rotation_center, projections.window.theta
+        ) or OnGrid(0.0, 0.0)
+        return Lens(
+            window=window or self._rooms.reconstruct.window,
+            rings=projections.rings() if rings else None,
+            shift=on_grid.shift,
+            first_theta=on_grid.first_theta,
+        )

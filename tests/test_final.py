@@ -1,0 +1,107 @@
+"""The last look: what the profile asks for beyond the live volume, and the ladder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sessions
+from reference import nrmse
+
+from ebl_stream.engine.viewer import Wishes, write_wishes
+from ebl_stream.simulation.phantom import Foam
+from ebl_stream.stages.preprocess.stripes import FilterStripes
+from ebl_stream.stages.reconstruct import Fourier
+
+N_COLUMNS, N_ROWS, N_ANGLES = 64, 70, 96
+CENTER = (N_COLUMNS - 1) / 2 + 1.5
+GIVEN = {"geometry.rotation_center": CENTER}
+RINGS = np.random.default_rng(4).normal(0, 0.02, N_COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def theta():
+    return np.arange(N_ANGLES) * np.pi / N_ANGLES
+
+
+@pytest.fixture(scope="module")
+def values(theta):
+    foam = Foam(N_COLUMNS, N_ROWS, seed=2)
+    return foam.project(theta, rotation_center=CENTER).astype(np.float32)
+
+
+def test_every_rung_of_the_ladder_gives_the_same_volume(tmp_path, theta, values):
+    """Passes change nothing but the grid, which a lower rung makes coarser."""
+    images = sessions.counts(values)
+    coarse = {"reconstruct": {"fourier": {"oversampling": 1.125}}}
+    best = sessions.run(tmp_path, images, theta, **GIVEN, **coarse)
+    assert best.metadata["memory"]["rung"] == 1
+    rungs = {}
+    for memory in (14.6e6, 13e6, 9.6e6):
+        done = sessions.run(tmp_path, images, theta, memory=memory, **GIVEN)
+        rungs[done.metadata["memory"]["rung"]] = done
+        assert nrmse(done.array(), best.array()) < 1e-5
+        assert done.result.state == "complete"
+    assert set(rungs) == {2, 3, 4}
+    assert rungs[4].metadata["memory"]["passes"] > 1
+
+
+def test_whole_sinogram_stages_make_the_final_volume(tmp_path, theta, values):
+    """Whatever the order of arrival, they see sinograms, and the volume is theirs."""
+    images = sessions.counts(values[:, :40] + RINGS.astype(np.float32))
+    chain = [*sessions.PLAIN["preprocess"], "filter_stripes"]
+    order = np.random.default_rng(1).permutation(N_ANGLES).tolist()
+    done = sessions.run(tmp_path, images, theta, order, preprocess=chain, **GIVEN)
+    plain = -np.log(np.maximum(images, 1) / sessions.I0).astype(np.float32)
+    expected = Fourier()(FilterStripes()(plain), theta, CENTER)
+    assert nrmse(done.array(), expected) < 1e-4
+    assert nrmse(Fourier()(plain, theta, CENTER), expected) > 0.05
+
+
+def test_a_batch_backend_makes_the_final_volume(tmp_path, theta, values):
+    pytest.importorskip("astra")
+    images = sessions.counts(values[:, :6])
+    ours = sessions.run(tmp_path, images, theta, **GIVEN)
+    astra = sessions.run(
+        tmp_path, images, theta, reconstruct={"astra": {"method": "fbp"}}, **GIVEN
+    )
+    difference = nrmse(astra.array(), ours.array())
+    assert 1e-4 < difference < 0.2
+    assert "astra" in astra.metadata["analysis"]["stages"]["reconstruct"]
+    assert astra.result.quality.keys() == ours.result.quality.keys()
+
+
+def test_an_offset_detector_sees_the_whole_sample(tmp_path):
+    n_wide, cut = 96, 40
+    theta = np.arange(180) * 2 * np.pi / 180
+    foam = Foam(n_wide, 4, seed=5)
+    wide = foam.project(theta, rotation_center=(n_wide - 1) / 2).astype(np.float32)
+    images = np.random.default_rng(0).poisson(sessions.I0 * np.exp(-wide))
+    center = (n_wide - 1) / 2 - cut
+    done = sessions.run(
+        tmp_path,
+        images[:, :, cut:].astype(np.uint16),
+        theta,
+        **{"geometry.offset_detector": True, "geometry.rotation_center": center},
+    )
+    volume = done.array()
+    whole = -np.log(np.maximum(images, 1) / sessions.I0).astype(np.float32)
+    expected = Fourier()(whole, theta, (n_wide - 1) / 2)
+    assert volume.shape == expected.shape
+    # Each side is seen once, not twice: noisier, but the same.
+    assert nrmse(volume, expected) < 0.25
+
+
+def test_viewers_change_previews_never_the_end(tmp_path, theta, values):
+    images = sessions.counts(values)
+    expected = sessions.run(tmp_path, images, theta, **GIVEN).array()
+    asked = []
+
+    def ask(session, item):
+        folder = session._views.output.folder
+        if folder.exists() and not asked:
+            asked.append(True)
+            write_wishes(folder, Wishes(rows=(64, 70), window="hann"))
+
+    done = sessions.run(tmp_path, images, theta, hooks=[ask], **GIVEN)
+    assert asked
+    np.testing.assert_array_equal(done.array(), expected)
