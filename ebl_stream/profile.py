@@ -94,8 +94,7 @@ class Geometry(_Section):
     flip_columns: bool = False
     """True where the detector image is mirrored left to right."""
     offset_detector: bool = False
-    """True where the axis is near the detector's edge and a full turn shows both
-    sides: the reconstructed field is wider than the detector."""
+    """True where the axis is near an edge and a full turn shows both sides."""
 
 
 class Files(_Section):

@@ -1,5 +1,6 @@
 """The accumulator against independent references."""
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -11,7 +12,7 @@ from reference import circle, nrmse, nufft_fbp
 
 from ebl_stream.numerics.accumulate import Accumulator
 from ebl_stream.numerics.fourier_plan import FourierPlan, half_turn_start
-from ebl_stream.numerics.tiles import CHOICE
+from ebl_stream.numerics.tiles import CHOICE, tiles
 from ebl_stream.numerics.weights import angular_weights
 from ebl_stream.numerics.windows import window_response
 from ebl_stream.simulation.phantom import Asymmetric, Foam
@@ -263,6 +264,26 @@ def test_bit_identical_on_any_number_of_threads():
         for _ in range(3):
             for found, wanted in zip(pool.map(slab, range(4)), expected, strict=True):
                 np.testing.assert_array_equal(found, wanted)
+
+
+def test_scratch_is_reserved_used_and_freed():
+    plan = FourierPlan(48)
+    backend = tiles()
+    backend.release()
+    tracemalloc.start()
+    backend.reserve(plan, 3)
+    reserved = tracemalloc.get_traced_memory()[0]
+    accumulator = Accumulator(plan, 3, 23.5)
+    before = tracemalloc.get_traced_memory()[0]
+    values, theta, shares = random_scan(8, 33, 3, 48)
+    accumulator.add(values, theta, shares)
+    accumulator.volume(out=np.empty((3, 48, 48), np.float32))
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    backend.release()
+    # A little more for alignment; then nothing of weight is taken any more.
+    assert reserved == pytest.approx(3 * backend.scratch_bytes(plan), rel=0.05)
+    assert after - before < 0.02 * reserved
 
 
 def test_precomputed_footprint_is_the_same():

@@ -236,7 +236,7 @@ def test_a_stage_is_linear_as_declared(
     joined = stage(values + 2 * other, *rest)
     separate = stage(values, *rest) + 2 * stage(other, *rest)
     error = abs(joined - separate).max() / abs(joined).max()
-    assert (error < 1e-5) == stage.linear
+    assert (error < 3e-5) == stage.linear
 
 
 @pytest.mark.parametrize(("room", "name"), declaring("halo"))

@@ -12,7 +12,7 @@ from ebl_stream.engine.memory import MemoryPlan
 from ebl_stream.engine.projections import ProjectionSum
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.rotation_center import CenterFinder, OnGrid
-from ebl_stream.engine.schedule import Points, SlabOrder
+from ebl_stream.engine.schedule import Budget, Points, SlabOrder
 from ebl_stream.engine.viewer import Wishes, read_wishes
 from ebl_stream.engine.views import Look, Make, Views
 from ebl_stream.numerics.windows import Window
@@ -44,7 +44,7 @@ class Looks:
     projections : ProjectionSum
     memory : MemoryPlan
     is_behind : callable, optional
-        Whether documents wait, see `SlabOrder`.
+        Whether documents wait, see `Budget`.
     facts : callable
         Called at each look.
     """
@@ -67,7 +67,8 @@ class Looks:
         self._memory = memory
         self._facts = facts
         ranges = projections.grids.ranges
-        self._order = SlabOrder(ranges, profile.refresh.first_rows, is_behind)
+        self._budget = Budget(is_behind)
+        self._order = SlabOrder(ranges, profile.refresh.first_rows, self._budget)
         self._versions = Points(profile.refresh.every)
         self._previews = Points(profile.preview.every)
         promised = facts().promised
@@ -87,14 +88,16 @@ class Looks:
         """Make the look that is due; the grids are settled."""
         n, promised = len(self._projections.window), self._facts().promised
         is_version = self._versions.reached(n)
-        if self._previews.reached(n):
-            self._previews.passed(n, promised)
+        self._previews.passed(n, promised)
         if is_version:
             self._versions.passed(n, promised)
         wishes = read_wishes(self._views.output.folder)
-        self._preview(wishes)
+        self._budget.begin()
+        if not self._budget.is_spent:
+            self._preview(wishes)
         if is_version:
             self._publish(wishes, final=False)
+        self._budget.end()
 
     def follow_center(self) -> None:
         """Measure the center, as soon and as often as that may bring news."""

@@ -164,8 +164,8 @@ class Preprocessor:
 
     def warm_up(self, dtype: Any = np.uint16) -> None:
         """Compile or load the kernels for a detector's dtype."""
-        image = np.full((8, 32), 500, dtype)
-        flat = np.full(image.shape, 1000, np.float32)
+        image = np.full((8, 32), 100, dtype)
+        flat = np.full(image.shape, 200, np.float32)
         dark = np.zeros_like(flat)
         drifting = References(flat, dark, groups=((0, flat), (2, flat)))
         total = np.zeros(image.shape)

@@ -15,6 +15,9 @@ from ebl_stream.errors import InputError
 BLOCK = 32
 """Projections that go through the rooms together."""
 
+SHARE = 0.25
+"""Looks may take so much of the time that ingest took, while frames wait."""
+
 GROWTH = 2.0
 """Without a promise, a look follows when coverage has grown by so many ``every``."""
 
@@ -56,6 +59,39 @@ class Points:
         return max(n + BLOCK, round(n * (1 + GROWTH * self._every)))
 
 
+class Budget:
+    """How long looks may take while frames wait: ingest always goes first.
+
+    Parameters
+    ----------
+    is_behind : callable, optional
+        Whether frames wait to be taken in; None: nobody waits (replay).
+    """
+
+    def __init__(self, is_behind: Callable[[], bool] | None) -> None:
+        self._is_behind = is_behind
+        self._began = self._ended = time.monotonic()
+        self._left_s = 0.0
+
+    def begin(self) -> None:
+        """Begin a look."""
+        self._began = time.monotonic()
+        self._left_s += SHARE * (self._began - self._ended)
+
+    def end(self) -> None:
+        """End a look; what it took too long, the next ones do not have."""
+        self._ended = time.monotonic()
+        self._left_s = min(self._left_s - (self._ended - self._began), 0.0)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether frames wait, and it is their turn."""
+        took = time.monotonic() - self._began
+        return (
+            took >= self._left_s and self._is_behind is not None and self._is_behind()
+        )
+
+
 class SlabOrder:
     """Which slabs are refreshed, in which order, and until when.
 
@@ -65,8 +101,7 @@ class SlabOrder:
         Half-open ranges of rows.
     first_rows : (int, int), optional
         Region of interest of the profile: goes first.
-    is_behind : callable, optional
-        Whether frames wait to be taken in; None: nobody waits (replay).
+    budget : Budget
 
     Raises
     ------
@@ -78,7 +113,7 @@ class SlabOrder:
         self,
         slabs: Sequence[tuple[int, int]],
         first_rows: tuple[int, int] | None,
-        is_behind: Callable[[], bool] | None,
+        budget: Budget,
     ) -> None:
         n_rows = slabs[-1][1]
         if first_rows is not None and not 0 <= first_rows[0] < n_rows:
@@ -88,10 +123,8 @@ class SlabOrder:
             )
         self._slabs = slabs
         self._first_rows = first_rows
-        self._is_behind = is_behind
+        self._budget = budget
         self._seen_at = [0] * len(slabs)
-        self._ended = time.monotonic()
-        self._owed_s = 0.0
         self.n_skipped = 0
         """Refreshes of a slab that were left out because frames waited."""
 
@@ -106,8 +139,7 @@ class SlabOrder:
         """Iterate over the slabs to refresh at ``n`` projections.
 
         Watched slabs come first and are never left out; then the region of interest,
-        then those that were seen longest ago. Where frames wait, looking may take
-        as long as ingest took since the last look, not longer.
+        then those that were seen longest ago, while the budget lasts.
 
         Parameters
         ----------
@@ -120,25 +152,18 @@ class SlabOrder:
         final : bool
             Leave nothing out.
         """
-        begun = time.monotonic()
-        allowed = begun - self._ended - self._owed_s
 
         def key(k: int) -> tuple[bool, bool, int, int]:
             first = self._overlaps(k, self._first_rows)
             return (not self._overlaps(k, watched), not first, self._seen_at[k], k)
 
         for k in sorted(held, key=key):
-            late = time.monotonic() - begun > allowed and self._must_yield()
-            if late and not final and not self._overlaps(k, watched):
+            must = final or self._overlaps(k, watched)
+            if not must and self._budget.is_spent:
                 self.n_skipped += 1
                 continue
             self._seen_at[k] = n
             yield k
-        self._ended = time.monotonic()
-        self._owed_s = max(0.0, self._ended - begun - max(0.0, allowed))
-
-    def _must_yield(self) -> bool:
-        return self._is_behind is not None and self._is_behind()
 
     def _overlaps(self, k: int, rows: tuple[int, int] | None) -> bool:
         z0, z1 = self._slabs[k]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -126,6 +127,11 @@ class Views:
         first, last = received
         grids, n_used = projections.grids, len(projections.window)
         self._open(grids, look, provenance)
+        wanted = iter(slabs)
+        one = next(wanted, None)
+        if one is None:
+            return
+        slabs = itertools.chain([one], wanted)
         self.version += 1
         stamp = {"version": self.version, "n_used": n_used, "coverage": look.coverage}
         done = self._reconstruct(grids, slabs, look, last, stamp)

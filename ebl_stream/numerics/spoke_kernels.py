@@ -16,7 +16,8 @@ from ebl_stream.numerics.simd import (
     LANES,
     WIDTH,
     load,
-    prefetch,
+    prefetch_read,
+    prefetch_write,
     store,
     transpose,
     zero,
@@ -30,11 +31,16 @@ AHEAD = 8
 """Samples between asking for grid points and using them: without it the processor
 waits for memory half of the time."""
 
+NEXT = 2 * LANES
+"""Columns between asking for a row's values and using them."""
+
 
 @kernel()
 def _load_block(values, start, row_stride, n_rows, n_columns, column, block):  # type: ignore[no-untyped-def]
     """Put 16 columns of a tile's rows into lanes, ``block[column, 2, lane]``."""
     if n_rows == WIDTH and n_columns >= LANES:
+        for row in range(WIDTH):
+            prefetch_read(values, start + row * row_stride + column + NEXT)
         transpose(values, start + column, 2 * row_stride, block, 0, WIDTH)
         odd = start + row_stride + column
         transpose(values, odd, 2 * row_stride, block, LANES, WIDTH)
@@ -108,7 +114,7 @@ def filter_spokes(  # type: ignore[no-untyped-def]
     b,
     spokes,
 ):
-    """Transform and filter a tile's projections, ``spokes[angle, frequency, lanes]``.
+    """Transform and filter a tile's projections, ``spokes[chunk, angle, sample]``.
 
     ``values`` is flat, and its layout the first projection, the steps to the next
     one and to the next row, and the number of rows. ``turn`` are the twiddle factors
@@ -123,26 +129,44 @@ def filter_spokes(  # type: ignore[no-untyped-def]
         _pad_zero(values, at, row_stride, n_rows, n_columns, turn, block, even, odd)
         if blend.size > 0:
             _pad_edge(even, odd, n_columns, turn, blend, n_edge)
-        target = spokes[k * response.size * WIDTH : (k + 1) * response.size * WIDTH]
         for parity in range(2):
             split_signal(odd if parity else even, parts, half, split, turns)
             for i in range(split):
                 some = parts[i * part * WIDTH : (i + 1) * part * WIDTH]
                 spectrum = fft(some, other, part, radices, twiddles)
                 first = parity + 2 * i
-                _filter_part(spectrum, part, first, 2 * split, half, response, target)
+                _filter_part(
+                    spectrum,
+                    part,
+                    first,
+                    2 * split,
+                    half,
+                    response,
+                    k,
+                    n_angles,
+                    spokes,
+                )
+
+
+@kernel(inline="always")
+def _place(sample, spoke, n_spokes):  # type: ignore[no-untyped-def]
+    """Return where a sample of a spoke is kept: chunk by chunk, then by spoke."""
+    return ((sample // CHUNK) * n_spokes + spoke) * CHUNK + sample % CHUNK
 
 
 @kernel(fastmath=True)
-def _filter_part(spectrum, part, first, step, half, response, spoke):  # type: ignore[no-untyped-def]
+def _filter_part(  # type: ignore[no-untyped-def]
+    spectrum, part, first, step, half, response, spoke, n_spokes, spokes
+):
     """Filter the frequencies first, first + step, ... and put them in their place."""
     for n in range(part):
         frequency = first + n * step
         value = load(spectrum, n * WIDTH)
-        place = frequency + half if frequency <= half else frequency - half
-        store(spoke, place * WIDTH, value * response[place])
+        sample = frequency + half if frequency <= half else frequency - half
+        at = _place(sample, spoke, n_spokes) * WIDTH
+        store(spokes, at, value * response[sample])
         if frequency == half:  # Nyquist stands at both ends
-            store(spoke, 0, value * response[0])
+            store(spokes, _place(0, spoke, n_spokes) * WIDTH, value * response[0])
 
 
 @kernel(fastmath=True, inline="always")
@@ -160,15 +184,15 @@ def _fetch(grid, corner, stride, taps):  # type: ignore[no-untyped-def]
     for i in range(taps):
         at = (corner + i * stride) * WIDTH
         for j in range(taps):
-            prefetch(grid, at + j * WIDTH)
-            prefetch(grid, at + j * WIDTH + LANES)
+            prefetch_write(grid, at + j * WIDTH)
+            prefetch_write(grid, at + j * WIDTH + LANES)
 
 
 @kernel(fastmath=True)
-def spread_spokes(grid, stride, spokes, step, corner, fraction, table, shares):  # type: ignore[no-untyped-def]
+def spread_spokes(grid, stride, spokes, n_spokes, corner, fraction, table, shares):  # type: ignore[no-untyped-def]
     """Add spokes to one tile's grid; angles whose share is zero are left out.
 
-    ``step`` is that from one spoke to the next, in samples: 0 where all are the same.
+    ``n_spokes`` is as many as angles, or 1 where all are the same.
     """
     n_angles, n_frequencies = corner.shape
     taps = table.shape[1]
@@ -178,10 +202,11 @@ def spread_spokes(grid, stride, spokes, step, corner, fraction, table, shares): 
             share = shares[k]
             if share == 0:
                 continue
+            spoke = _place(n0, k if n_spokes > 1 else 0, n_spokes)
             for n in range(n0, n1):
                 at = np.int64(corner[k, n])
                 row_x, row_y = fraction[k, n, 0], fraction[k, n, 1]
-                value = load(spokes, (k * step + n) * WIDTH)
+                value = load(spokes, (spoke + n - n0) * WIDTH)
                 ahead = min(n + AHEAD, n_frequencies - 1)
                 later = np.int64(corner[k, ahead])
                 if taps == 4:

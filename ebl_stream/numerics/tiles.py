@@ -61,6 +61,10 @@ class Tiles(Protocol):
         """Return the bytes that each thread needs beside the grids, at a look."""
         ...
 
+    def reserve(self, plan: FourierPlan, n_threads: int) -> None:
+        """Take scratch memory for so many threads, before it is needed."""
+        ...
+
     def release(self) -> None:
         """Free the scratch memory that is kept for the next call."""
         ...

@@ -122,5 +122,9 @@ def scratch_bytes(plan: FourierPlan) -> int:
     return 3 * plan.stride**2 * 8 * LANES
 
 
+def reserve(plan: FourierPlan, n_threads: int) -> None:
+    """Take nothing: nothing is kept."""
+
+
 def release() -> None:
     """Free nothing: nothing is kept."""

@@ -20,7 +20,7 @@ from ebl_stream.numerics.slice_kernels import (
     transform_columns,
     transform_rows,
 )
-from ebl_stream.numerics.spoke_kernels import filter_spokes, spread_spokes
+from ebl_stream.numerics.spoke_kernels import CHUNK, filter_spokes, spread_spokes
 
 ANGLES = 32
 """Projections that are filtered before they are spread."""
@@ -37,7 +37,7 @@ class _Workspace:
 
     @functools.cached_property
     def spokes(self) -> NDArray[np.float32]:
-        return aligned_zeros((ANGLES * self._plan.n_frequencies * WIDTH,))
+        return aligned_zeros((_spoke_floats(self._plan),))
 
     @functools.cached_property
     def several(self) -> NDArray[np.float32]:
@@ -46,6 +46,11 @@ class _Workspace:
     @functools.cached_property
     def rows(self) -> NDArray[np.float32]:
         return aligned_zeros((self._plan.n_grid * _row_stride(self._plan) * WIDTH,))
+
+
+def _spoke_floats(plan: FourierPlan) -> int:
+    n_chunks = -(-plan.n_frequencies // CHUNK)
+    return ANGLES * n_chunks * CHUNK * WIDTH
 
 
 def _row_stride(plan: FourierPlan) -> int:
@@ -64,6 +69,14 @@ class _Tables:
         self._plan = plan
         self._lock = threading.Lock()
         self._free: list[_Workspace] = []
+
+    def reserve(self, count: int) -> None:
+        """Have ``count`` workspaces, with all their memory really there."""
+        with self._lock:
+            while len(self._free) < count:
+                self._free.append(_Workspace(self._plan))
+            for work in self._free[-count:]:
+                _ = work.spokes, work.several, work.rows
 
     @contextmanager
     def workspace(self) -> Iterator[_Workspace]:
@@ -137,10 +150,11 @@ def add(
     with tables.workspace() as work:
         for k in range(0, len(values), ANGLES):
             n_angles = min(ANGLES, len(values) - k)
+            n_spokes = n_angles if angle_stride else 1
             filter_spokes(
                 memory,
                 (k * angle_stride, angle_stride, row_stride, n_rows),
-                n_angles if angle_stride else 1,
+                n_spokes,
                 n_columns,
                 plan.edge_blend,
                 min(EDGE_COLUMNS, n_columns),
@@ -159,7 +173,7 @@ def add(
                         grid,
                         plan.stride,
                         work.spokes,
-                        plan.n_frequencies if angle_stride else 0,
+                        n_spokes,
                         footprint.corner[some],
                         footprint.fraction[some],
                         plan.table,
@@ -222,9 +236,14 @@ def slices(
 
 def scratch_bytes(plan: FourierPlan) -> int:
     """Return the bytes that each thread needs beside the grids, at a look."""
-    floats = 2 * max(plan.n_padded, plan.n_grid) + ANGLES * plan.n_frequencies
-    floats += SIDE_BY_SIDE * plan.n_grid + plan.n_grid * _row_stride(plan)
-    return 4 * WIDTH * floats
+    points = 2 * max(plan.n_padded, plan.n_grid)
+    points += (SIDE_BY_SIDE + _row_stride(plan)) * plan.n_grid
+    return 4 * (points * WIDTH + _spoke_floats(plan))
+
+
+def reserve(plan: FourierPlan, n_threads: int) -> None:
+    """Take scratch memory for so many threads, so that the first call is no slower."""
+    _tables(plan).reserve(n_threads)
 
 
 def release() -> None:

@@ -173,8 +173,8 @@ def _calm(
         return x
     usual = _median(around, n)
     excess = x - usual
-    # Of few photons, chance adds more than it takes: the level is a little higher.
-    limit2 = _limit2(usual + F(0.25) * excess, variance)
+    # Of few photons, chance adds more than it takes: the level is higher.
+    limit2 = _limit2(usual + F(0.5) * excess, variance)
     if not (excess > 0 and excess * excess > limit2):
         return x
     top, bottom = max(row - HALO, 0), min(row + HALO + 1, n_rows)

@@ -17,6 +17,7 @@ from ebl_stream.stages.center_fine import find_seams, refine
 from ebl_stream.stages.opposite import (
     Alignment,
     Pairs,
+    binned,
     correlate,
     find_pairs,
     without_pattern,
@@ -116,12 +117,11 @@ class OppositePairs:
         """Find the shift in the whole range; edges are compared first, then bulk."""
         bins = -(-rows.shape[2] // COARSE_COLUMNS)
         n_columns = rows.shape[2] // bins
-        binned = rows[:, :, : n_columns * bins]
-        binned = binned.reshape(*rows.shape[:2], n_columns, bins).mean(axis=3)
+        coarse = binned(rows, bins)
         reach = int((1 - self.min_overlap) * n_columns)
         verdict = _no("the projections show nothing")
         for smoothing in SMOOTHING_PX:
-            curves = correlate(binned, pairs, reach, smoothing)
+            curves = correlate(coarse, pairs, reach, smoothing)
             if curves is None:
                 continue
             found = self._judge(Alignment(curves, pairs, n_columns), smoothing, bins)

@@ -122,8 +122,8 @@ class Auto:
             return verdict
         return _refused(
             verdict,
-            f"{verdict.method} say {verdict.center:.2f}, "
-            f"the sinogram's double wedge {wedge.center:.2f}",
+            f"{verdict.why}, at {verdict.center:.2f}; "
+            f"the sinogram's double wedge says {wedge.center:.2f}",
         )
 
 

@@ -13,6 +13,7 @@ has to be fitted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,9 +182,13 @@ class Evidence:
     frequency: Floats
     """rad/px."""
 
+    @cached_property
+    def _turns(self) -> NDArray[np.complex128]:
+        return np.exp(-1j * np.outer(self.frequency, GRID))
+
     def likelihood(self, cross: NDArray[np.complex128]) -> Floats:
         """Return the log likelihood at `GRID`, of a sum ``(..., frequency)``."""
-        return 2 * (cross @ np.exp(-1j * np.outer(self.frequency, GRID))).real
+        return 2 * (cross @ self._turns).real
 
     def top(self, cross: NDArray[np.complex128]) -> float:
         """Return the most likely step, px."""

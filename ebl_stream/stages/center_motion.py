@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ebl_stream.stages.opposite import binned
+
 Floats = NDArray[np.float64]
 
 ROWS = 4
@@ -58,7 +60,9 @@ def motion_of(projections: NDArray[np.float32], theta: Floats) -> Motion:
     phase = np.mod(theta, 2 * np.pi)
     order = np.argsort(phase, kind="stable")
     bins = -(-projections.shape[2] // COLUMNS)
-    moved = bins * _shifts(_binned(projections, bins)[order])
+    rows = binned(projections[:, :: -(-projections.shape[1] // ROWS)], bins)
+    smooth = ndimage.gaussian_filter1d(rows[order], SMOOTHING, axis=2)
+    moved = bins * _shifts(np.asarray(smooth, np.float32))
     gaps = np.diff(phase[order])
     moved[:, gaps > 3 * np.median(gaps)] = 0
     moved -= ndimage.median_filter(moved, (1, SIDE + 1))
@@ -71,15 +75,6 @@ def motion_of(projections: NDArray[np.float32], theta: Floats) -> Motion:
         in_time[order] = place - ndimage.median_filter(place, 2 * SIDE + 1)
         jump = max(jump, _step(in_time))
     return Motion(jump, _shared(*moved[1:]))
-
-
-def _binned(projections: NDArray[np.float32], bins: int) -> NDArray[np.float32]:
-    """Return a few rows, coarse and smooth."""
-    n = projections.shape[2] // bins
-    rows = projections[:, :: -(-projections.shape[1] // ROWS), : n * bins]
-    binned = np.nan_to_num(rows).reshape(*rows.shape[:2], n, bins).mean(axis=3)
-    smooth = ndimage.gaussian_filter1d(binned, SMOOTHING, axis=2)
-    return np.asarray(smooth, np.float32)
 
 
 def _shifts(smooth: NDArray[np.float32]) -> Floats:

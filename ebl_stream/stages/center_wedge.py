@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import fft, interpolate
 
 from ebl_stream.stages import CenterVerdict
+from ebl_stream.stages.opposite import binned
 
 Floats = NDArray[np.float64]
 
@@ -94,7 +95,7 @@ class DoubleWedge:
         rows = projections[:, :: -(-projections.shape[1] // ROWS), : n_columns * bins]
         crosses, scales = zip(
             *(
-                _cross(_even(_binned(rows[chosen, k], bins), turned), n_columns)
+                _cross(_even(binned(rows[chosen, k], bins), turned), n_columns)
                 for k in range(rows.shape[1])
             ),
             strict=True,
@@ -139,11 +140,6 @@ def _half_turn(theta: Floats) -> tuple[NDArray[np.intp], Floats]:
     order = np.argsort(turned, kind="stable")
     order = order[turned[order] < np.pi]
     return order, turned[order]
-
-
-def _binned(sinogram: NDArray[np.float32], bins: int) -> NDArray[np.float32]:
-    finite = np.nan_to_num(sinogram)
-    return finite.reshape(len(finite), -1, bins).mean(axis=2)
 
 
 def _even(sinogram: NDArray[np.float32], turned: Floats) -> Floats:

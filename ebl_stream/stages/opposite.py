@@ -129,6 +129,20 @@ def without_pattern(
     return rows
 
 
+def binned(values: NDArray[np.float32], bins: int) -> NDArray[np.float32]:
+    """Return means of ``bins`` neighboring columns; columns left over are dropped.
+
+    A bin without a value counts as zero.
+    """
+    if bins == 1:
+        return np.where(np.isfinite(values), values, np.float32(0))
+    n = values.shape[-1] // bins * bins
+    total = values[..., 0:n:bins].copy()
+    for k in range(1, bins):
+        total += values[..., k:n:bins]
+    return np.where(np.isfinite(total), total / np.float32(bins), np.float32(0))
+
+
 def _averaged(projections: NDArray[np.float32]) -> NDArray[np.float32]:
     block = -(-projections.shape[1] // MAX_ROWS)
     if block == 1:
