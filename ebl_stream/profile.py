@@ -164,6 +164,13 @@ class Preview(_Section):
     """How many times wider the voxels of the preview volume are."""
 
 
+class Compute(_Section):
+    """What the reconstruction runs on."""
+
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Where projections are accumulated; where there is no GPU, the CPU does it."""
+
+
 class Publish(_Section):
     """Where results go."""
 
@@ -199,6 +206,7 @@ class Profile(_Section):
     window: Window = Window()
     refresh: Refresh = Refresh()
     preview: Preview = Preview()
+    compute: Compute = Compute()
     run: Run = Run()
     preprocess: tuple[StageEntry, ...] = ()
     """Stages in their order; see the rooms below."""

@@ -7,8 +7,9 @@ import logging
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ebl_stream.engine.grids import MakeAccumulator
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.session import Session
 from ebl_stream.errors import InputError
@@ -77,6 +78,7 @@ class Reconstruction:
         self.rows = rows
         self.live = live
         self.is_behind = is_behind
+        self.accumulators = _accumulators(profile)
         self.roots = tuple(roots)
         self.on_progress = on_progress
         self.centers = CenterMemory(out, profile.name) if live else None
@@ -188,6 +190,7 @@ class Run:
             output,
             previous_center=house.centers.recall() if house.centers else None,
             is_behind=house.is_behind,
+            accumulators=house.accumulators,
             on_progress=house.on_progress,
         )
 
@@ -233,3 +236,18 @@ class CenterMemory:
             self._path.write_text(json.dumps({"rotation_center": rotation_center}))
         except OSError as error:
             log.warning("last rotation center not kept: %s", error)
+
+
+def _accumulators(profile: Profile) -> MakeAccumulator | None:
+    """Return the GPU's accumulators where the profile asks for them; else None."""
+    if profile.compute.device == "cpu":
+        return None
+    # Imported only where it is wanted: CuPy takes its time.
+    from ebl_stream.gpu.choice import accumulator_factory, best_device
+
+    device, words = best_device()
+    if device is None:
+        log.warning("%s; the CPU accumulates", words)
+        return None
+    log.info("%s", words)
+    return cast(MakeAccumulator, accumulator_factory(device))

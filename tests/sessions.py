@@ -53,7 +53,17 @@ class Outcome:
         return zarr.open_array(self.output.path(name), mode="r")[:]
 
 
-def run(folder, images, theta, indices=None, *, memory=None, hooks=(), **overrides):
+def run(
+    folder,
+    images,
+    theta,
+    indices=None,
+    *,
+    memory=None,
+    hooks=(),
+    accumulators=None,
+    **overrides,
+):
     """Run frames through a fresh session.
 
     ``memory`` replaces what the machine says is free; ``hooks`` are called with the
@@ -62,7 +72,8 @@ def run(folder, images, theta, indices=None, *, memory=None, hooks=(), **overrid
     profile = profiles.load("demo", PLAIN | overrides)
     output = RunOutput(folder, f"run-{len(list(folder.iterdir()))}")
     scan = Scan("raw", {}, len(theta))
-    session = Session(scan, profile, Rooms.furnish(profile), output)
+    rooms = Rooms.furnish(profile)
+    session = Session(scan, profile, rooms, output, accumulators=accumulators)
     known, result = (sessions.free_memory, sessions.n_threads), None
     if memory is not None:
         sessions.free_memory = lambda: int(memory)

@@ -268,6 +268,8 @@ def test_bit_identical_on_any_number_of_threads():
 
 def test_scratch_is_reserved_used_and_freed():
     plan = FourierPlan(48)
+    values, theta, shares = random_scan(8, 33, 3, 48)
+    footprint, out = plan.footprint(theta), np.empty((3, 48, 48), np.float32)
     backend = tiles()
     backend.release()
     tracemalloc.start()
@@ -275,9 +277,8 @@ def test_scratch_is_reserved_used_and_freed():
     reserved = tracemalloc.get_traced_memory()[0]
     accumulator = Accumulator(plan, 3, 23.5)
     before = tracemalloc.get_traced_memory()[0]
-    values, theta, shares = random_scan(8, 33, 3, 48)
-    accumulator.add(values, theta, shares)
-    accumulator.volume(out=np.empty((3, 48, 48), np.float32))
+    accumulator.add(values, theta, shares, footprint=footprint)
+    accumulator.volume(out=out)
     after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     backend.release()

@@ -105,3 +105,21 @@ def test_viewers_change_previews_never_the_end(tmp_path, theta, values):
     done = sessions.run(tmp_path, images, theta, hooks=[ask], **GIVEN)
     assert asked
     np.testing.assert_array_equal(done.array(), expected)
+
+
+def test_an_object_that_leaves_the_field_is_seen_and_said(tmp_path, theta, values):
+    """Its level is right to a tenth; without the edges it is off by more than half."""
+    cut = values[:, :4, 16:48]
+    center = {"geometry.rotation_center": CENTER - 16}
+    images = sessions.counts(cut)
+    seen = sessions.run(tmp_path, images, theta, **center)
+    zero = {"reconstruct": {"fourier": {"padding": "zero"}}}
+    blind = sessions.run(tmp_path, images, theta, **center, **zero)
+    whole = Fourier()(values[:, :4], theta, CENTER)[:, 16:48, 16:48]
+    assert "at the left" in seen.metadata["truncated"]
+    error = nrmse(seen.array(), whole)
+    assert error < 0.5 * nrmse(blind.array(), whole)
+    plain = -np.log(np.maximum(images, 1) / sessions.I0).astype(np.float32)
+    assert nrmse(seen.array(), Fourier()(plain, theta, CENTER - 16)) < 1e-5
+    inside = sessions.run(tmp_path, sessions.counts(values[:, :4]), theta, **GIVEN)
+    assert inside.metadata["truncated"] is None

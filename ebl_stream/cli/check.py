@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ from ebl_stream.engine.memory import free_memory, n_threads, plan_memory
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.errors import InputError
 from ebl_stream.ingest import pva
-from ebl_stream.numerics import accumulate
+from ebl_stream.gpu.choice import best_device
+from ebl_stream.numerics import accumulate, tiles_plain
+from ebl_stream.numerics.tiles import tiles
 from ebl_stream.profile import Profile
 from ebl_stream.publish.tiled_server import TiledServer
 
@@ -95,7 +96,7 @@ def run_checks(profile: Profile, size: Size, out: Path, tiled: str) -> list[Find
         *_check_memory(profile, size),
         _check_tiled(tiled, os.environ.get(profile.publish.api_key_env)),
         *_check_feed(profile),
-        *_check_devices(),
+        *_check_devices(profile),
         _check_cache(),
     ]
 
@@ -228,18 +229,14 @@ def _check_feed(profile: Profile) -> Iterator[Finding]:
         yield Finding("frame feed", "ok" if answer else "note", f"{address} {words}")
 
 
-def _check_devices() -> Iterator[Finding]:
-    yield Finding("CPU", "ok", f"{len(os.sched_getaffinity(0))} cores")
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        gpus = "none found; the reconstruction runs on the CPU"
+def _check_devices(profile: Profile) -> Iterator[Finding]:
+    kernels = "vector kernels" if tiles() is not tiles_plain else "plain kernels, slow"
+    yield Finding("CPU", "ok", f"{len(os.sched_getaffinity(0))} cores, {kernels}")
+    if profile.compute.device == "gpu":
+        device, words = best_device()
+        yield Finding("GPU", "ok" if device else "note", words)
     else:
-        found = [line.split(" (UUID")[0] for line in listed.stdout.splitlines()]
-        gpus = f"{', '.join(found)}; not used yet, the reconstruction runs on the CPU"
-    yield Finding("GPU", "ok", gpus)
+        yield Finding("GPU", "ok", "not asked for (compute.device: cpu)")
     if importlib.util.find_spec("torch") is not None:
         yield Finding("PyTorch", "ok", version("torch"))
 

@@ -22,6 +22,9 @@ from ebl_stream.stages.reconstruct import Fourier
 
 T = TypeVar("T")
 
+MakeAccumulator = Callable[..., Accumulator]
+"""Takes what `Accumulator` takes, and returns what can do the same."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rings:
@@ -66,6 +69,8 @@ class Grids:
         px, column of the projection.
     plan : MemoryPlan
         Which slabs are held together, and which keep both halves.
+    make : callable, optional
+        What stands in for the class `Accumulator`: another device's.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class Grids:
         slab_rows: int,
         rotation_center: float,
         plan: MemoryPlan,
+        make: MakeAccumulator | None = None,
     ) -> None:
         self.field = field
         self.n_columns = field.n_columns
@@ -86,10 +92,14 @@ class Grids:
         self.timings = Timings()
         self.rotation_center = rotation_center
         """px: what the grids turn about."""
-        coarser = replace(reconstruct, oversampling=plan.oversampling)
-        self._fourier = coarser.plan(self.n_columns)
+        self._reconstruct = replace(reconstruct, oversampling=plan.oversampling)
+        self._fourier = self._reconstruct.plan(self.n_columns)
         self._plan = plan
-        self.n_threads = n_threads()
+        self._make = make or Accumulator
+        self.can_peek = make is None
+        """Whether `peek` works: the grids lie in this machine's memory."""
+        # A device works in its own order, whoever asks.
+        self.n_threads = 1 if make else n_threads()
         self._pool = ThreadPoolExecutor(self.n_threads, "slab")
         self._scratch = threading.local()
         self._accumulators: dict[int, Accumulator] = {}
@@ -109,6 +119,18 @@ class Grids:
         self.rotation_center = rotation_center
         self.hold(self.held)
 
+    def pad_with_edges(self) -> bool:
+        """Take the detector's edges for what lies beyond them, from the next reset on.
+
+        Returns whether that is something new.
+        """
+        before, self._fourier = (
+            self._fourier,
+            self._reconstruct.plan(self.n_columns, "edge"),
+        )
+        self._scratch = threading.local()
+        return self._fourier != before
+
     def empty(self, slab: int) -> None:
         """Empty the grids of one slab."""
         self._accumulators[slab].reset()
@@ -120,7 +142,7 @@ class Grids:
 
     def _empty(self, slab: int) -> Accumulator:
         z0, z1 = self.ranges[slab]
-        return Accumulator(
+        return self._make(
             self._fourier,
             z1 - z0,
             self.field.to_field(self.rotation_center),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,8 +16,11 @@ from ebl_stream.engine.rotation_center import CenterFinder, OnGrid
 from ebl_stream.engine.schedule import Budget, Points, SlabOrder
 from ebl_stream.engine.viewer import Wishes, read_wishes
 from ebl_stream.engine.views import Look, Make, Views
+from ebl_stream.numerics.truncation import truncation
 from ebl_stream.numerics.windows import Window
 from ebl_stream.profile import Profile
+
+log = logging.getLogger(__name__)
 
 
 class Facts(NamedTuple):
@@ -69,6 +73,8 @@ class Looks:
         ranges = projections.grids.ranges
         self._budget = Budget(is_behind)
         self._order = SlabOrder(ranges, profile.refresh.first_rows, self._budget)
+        self.truncated: str | None = None
+        """Why the object is known to leave the field of view."""
         self._versions = Points(profile.refresh.every)
         self._previews = Points(profile.preview.every)
         promised = facts().promised
@@ -93,11 +99,24 @@ class Looks:
             self._versions.passed(n, promised)
         wishes = read_wishes(self._views.output.folder)
         self._budget.begin()
+        self._watch_edges()
         if not self._budget.is_spent:
             self._preview(wishes)
         if is_version:
             self._publish(wishes, final=False)
         self._budget.end()
+
+    def _watch_edges(self) -> None:
+        """Say so when the object leaves the field, and reconstruct accordingly."""
+        if self.truncated is not None or self._projections.grids.field.offset:
+            return
+        verdict = truncation(self._projections.center_rows()[0])
+        if not verdict.truncated:
+            return
+        self.truncated = verdict.reason
+        log.warning("%s; padded with what the edges see", verdict.reason)
+        if self._projections.grids.pad_with_edges():
+            self._rebuild()
 
     def follow_center(self) -> None:
         """Measure the center, as soon and as often as that may bring news."""
@@ -114,6 +133,7 @@ class Looks:
 
     def last(self) -> None:
         """Make the final volume, pass by pass; the grids are settled."""
+        self._watch_edges()
         if self._center.may_be_measured:
             self._find_center(preview=False)
         self._finish()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ebl_stream.engine.field import Field
-from ebl_stream.engine.grids import Grids
+from ebl_stream.engine.grids import Grids, MakeAccumulator
 from ebl_stream.engine.ledger import Ledgers
 from ebl_stream.engine.looks import Facts, Looks
 from ebl_stream.engine.memory import (
@@ -68,6 +68,8 @@ class Session:
     is_behind : callable, optional
         Whether documents wait; then slabs are left out of previews that would take
         more than half of the time. None (replay): nothing is left out.
+    accumulators : callable, optional
+        What stands in for the class `Accumulator`: another device's.
     on_progress : callable, optional
         Called with a `Progress` after every block and version.
     """
@@ -81,6 +83,7 @@ class Session:
         *,
         previous_center: float | None = None,
         is_behind: Callable[[], bool] | None = None,
+        accumulators: MakeAccumulator | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
         self.scan = scan
@@ -94,6 +97,7 @@ class Session:
         self._sum: ProjectionSum | None = None
         self._views = Views(scan, profile, rooms, output)
         self._is_behind = is_behind
+        self._accumulators = accumulators
         self._looks: Looks | None = None
         self._memory: MemoryPlan | None = None
         self._shape: tuple[int, int] | None = None
@@ -195,6 +199,7 @@ class Session:
                 refresh.slab_rows,
                 self.center.position,
                 memory,
+                self._accumulators,
             )
             self._sum = ProjectionSum(self._rooms, self._window, grids, shape)
             self._looks = Looks(
@@ -344,6 +349,7 @@ class Session:
             "rotation_center": self.center.as_dict(),
             "repaired_pixels": self.n_repaired,
             "memory": self._memory.as_dict() if self._memory else None,
+            "truncated": self._looks.truncated if self._looks else None,
             "slabs_skipped": self._looks.n_skipped if self._looks else 0,
         }
 

@@ -91,7 +91,7 @@ class Views:
     ) -> None:
         """Publish quick looks: a coarse volume, and planes."""
         previews = self._open(projections.grids, look, provenance)
-        if not previews.wanted:
+        if not previews.wanted or not projections.grids.can_peek:
             return
         n_used = len(projections.window)
         self._n_previews += 1

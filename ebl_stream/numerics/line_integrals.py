@@ -15,9 +15,13 @@ from numba import types
 from numba.extending import intrinsic as numba_intrinsic
 
 from ebl_stream.numerics.kernel_cache import kernel
+from ebl_stream.numerics.wide import prefer_wide
 from ebl_stream.numerics.zingers import (
+    HALO,
+    all_negative,
+    calm,
+    margin_row,
     noise_of,
-    remove_zingers_rows,
     sample_row,
     sampling,
 )
@@ -92,50 +96,54 @@ def _log(x: Any) -> Any:
     return p * m + _exponent(x) * LN_2
 
 
+@kernel(inline="always", fastmath={"contract"})
+def _minus_log_of(x: Any, clip: Any) -> Any:
+    bright = x if x > clip else clip
+    return -_log(bright) if abs(x) <= LARGEST else F(np.nan)
+
+
 @kernel(fastmath={"contract"})
-def minus_log(values: Any, clip: Any) -> None:
-    """Make ``-log(max(value, clip))`` of 1-D values, in place; not finite is NaN.
+def minus_log(values: Any, clip: Any, out: Any) -> None:
+    """Write ``-log(max(value, clip))`` of 1-D values; what is not finite is NaN.
 
-    In place with one array only: of two that may overlap, LLVM makes no SIMD code.
+    The arrays must not overlap: then LLVM makes SIMD code of it.
     """
+    prefer_wide()
     for k in range(values.size):
-        x = values[k]
-        bright = x if x > clip else clip
-        values[k] = -_log(bright) if abs(x) <= LARGEST else F(np.nan)
+        out[k] = _minus_log_of(values[k], clip)
 
 
 @kernel()
-def _transmit_row(image: Any, dark: Any, gain: Any, out: Any) -> None:
-    for column in range(image.size):
-        out[column] = (F(image[column]) - dark[column]) * gain[column]
-
-
-@kernel()
-def _transmit_row_between(
-    image: Any, dark: Any, first: Any, last: Any, share: Any, out: Any
-) -> None:
-    """Take the flat between two, ``share`` of the way; NaN where there is no beam."""
-    for column in range(image.size):
-        flat = first[column] + share * (last[column] - first[column])
-        gain = F(1) / (flat - dark[column])
-        out[column] = (F(image[column]) - dark[column]) * gain
-
-
-@kernel(inline="always")
 def _transmit(
-    image: Any, dark: Any, a: Any, b: Any, share: Any, row: Any, out: Any
+    image: Any,
+    dark: Any,
+    a: Any,
+    b: Any,
+    share: Any,
+    row: int,
+    out: Any,
+    out_row: int,
 ) -> None:
-    """Write one row's transmission; below 0, ``share`` says that ``a`` is the gain."""
+    """Write one row's transmission; NaN where there is no beam, see `fused`.
+
+    Rows by their number: a slice for each would cost as much as the work.
+    """
+    prefer_wide()
     if share < 0:
-        _transmit_row(image[row], dark[row], a[row], out)
+        for k in range(image.shape[1]):
+            out[out_row, k] = (F(image[row, k]) - dark[row, k]) * a[row, k]
     else:
-        _transmit_row_between(image[row], dark[row], a[row], b[row], share, out)
+        for k in range(image.shape[1]):
+            flat = a[row, k] + share * (b[row, k] - a[row, k])
+            gain = F(1) / (flat - dark[row, k])
+            out[out_row, k] = (F(image[row, k]) - dark[row, k]) * gain
 
 
 @kernel()
-def _scale_row(values: Any, scale: Any) -> None:
-    for column in range(scale.size):
-        values[column] *= scale[column]
+def _scale_rows(values: Any, scale: Any) -> None:
+    for row in range(values.shape[0]):
+        for column in range(scale.size):
+            values[row, column] *= scale[column]
 
 
 @kernel()
@@ -167,13 +175,60 @@ def fill(values: Any, first_row: int, holes: Any) -> None:
 def raw_noise(image: Any, dark: Any, a: Any, b: Any, share: Any, scale: Any) -> float:
     """Return `noise` of the transmission of a raw image, see `fused`."""
     row_step, step, found = sampling(*image.shape)
-    values = np.empty(image.shape[1], np.float32)
+    values = np.empty((1, image.shape[1]), np.float32)
     n = 0
     for row in range(0, image.shape[0], row_step):
-        _transmit(image, dark, a, b, share, row, values)
-        _scale_row(values, scale)
-        n = sample_row(values, step, found, n)
+        _transmit(image, dark, a, b, share, row, values, 0)
+        _scale_rows(values, scale)
+        n = sample_row(values, 0, step, found, n)
     return noise_of(found, n)
+
+
+@kernel()
+def _room(n_columns: int) -> Any:
+    """Return what `_finish_row` works with: two views of one, and another."""
+    margin = np.full((n_columns + 1) // 2 * 2, F(-1))
+    return margin, margin.view(np.int64), np.empty(8, np.float32)
+
+
+@kernel(fastmath={"contract"})
+def _finish_row(
+    values: Any,
+    row: int,
+    variance: Any,
+    max_pixels: int,
+    clip: Any,
+    room: Any,
+    out: Any,
+    out_row: int,
+) -> None:
+    """Write one row of an image without zingers, and as line integrals."""
+    prefer_wide()
+    n_columns = values.shape[1]
+    if clip > 0:
+        for k in range(n_columns):
+            out[out_row, k] = _minus_log_of(values[row, k], clip)
+    else:
+        for k in range(n_columns):
+            out[out_row, k] = values[row, k]
+    if variance < 0:
+        return
+    margin, pairs, around = room
+    margin_row(values, row, variance, margin)
+    if all_negative(pairs):
+        return
+    for k in range(n_columns):
+        if margin[k] >= 0:
+            x = calm(values, row, k, variance, max_pixels, around)
+            out[out_row, k] = _minus_log_of(x, clip) if clip > 0 else x
+
+
+@kernel()
+def remove_zingers(values: Any, variance: Any, max_pixels: int, out: Any) -> None:
+    """Write an image ``[row, column]`` without zingers, see `fused`."""
+    room = _room(values.shape[1])
+    for row in range(values.shape[0]):
+        _finish_row(values, row, variance, max_pixels, F(-1), room, out, row)
 
 
 @kernel()
@@ -227,19 +282,22 @@ def fused(
     total : ndarray float64, [row of the frame, column]
         The result is added to these rows, ``sign`` times; 0 leaves it alone.
     """
-    for row in range(scratch.shape[0]):
-        _transmit(image, dark, a, b, share, first + row, scratch[row])
-    fill(scratch, first, holes)
-    if scale.size:
-        for row in range(scratch.shape[0]):
-            _scale_row(scratch[row], scale)
-    if variance >= 0:
-        remove_zingers_rows(scratch, z0 - first, z1 - first, variance, max_pixels, out)
-    else:
-        out[:] = scratch[z0 - first : z1 - first]
-    for row in range(z1 - z0):
-        if clip > 0:
-            minus_log(out[row], clip)
+    prefer_wide()
+    room = _room(image.shape[1])
+    ready, n_rows = 0, scratch.shape[0]
+    if holes.shape[0] or scale.size:
+        for row in range(n_rows):
+            _transmit(image, dark, a, b, share, first + row, scratch, row)
+        fill(scratch, first, holes)
+        _scale_rows(scratch, scale)
+        ready = n_rows
+    for z in range(z1 - z0):
+        row = z0 - first + z
+        # A row is used while it is still in the cache.
+        while ready < min(row + HALO + 1, n_rows):
+            _transmit(image, dark, a, b, share, first + ready, scratch, ready)
+            ready += 1
+        _finish_row(scratch, row, variance, max_pixels, clip, room, out, z)
         if sign != 0:
-            for column in range(out.shape[1]):
-                total[z0 + row, column] += sign * out[row, column]
+            for k in range(out.shape[1]):
+                total[z0 + z, k] += sign * out[z, k]

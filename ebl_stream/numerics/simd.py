@@ -135,26 +135,21 @@ store = _store(past=False)
 store_past = _store(past=True)
 
 
-def _prefetch(write: bool) -> Any:
-    @intrinsic
-    def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = _address(context, builder, signature.args[0], *args)
-            byte = ir.IntType(8).as_pointer()
-            kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
-            name = "llvm.prefetch.p0"
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            intent, near, data = _INT(int(write)), _INT(3), _INT(1)
-            builder.call(function, [builder.bitcast(pointer, byte), intent, near, data])
-            return context.get_dummy_value()
+@intrinsic
+def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of ``array[index]``, to be written."""
 
-        return types.void(array, types.intp), generate
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _address(context, builder, signature.args[0], *args)
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
+        name = "llvm.prefetch.p0"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        write, near, data = _INT(1), _INT(3), _INT(1)
+        builder.call(function, [builder.bitcast(pointer, byte), write, near, data])
+        return context.get_dummy_value()
 
-    return prefetch
-
-
-prefetch_read = _prefetch(write=False)
-prefetch_write = _prefetch(write=True)
+    return types.void(array, types.intp), generate
 
 
 # ------------------------------------------------------------------------- arithmetic

@@ -16,8 +16,7 @@ from ebl_stream.numerics.simd import (
     LANES,
     WIDTH,
     load,
-    prefetch_read,
-    prefetch_write,
+    prefetch,
     store,
     transpose,
     zero,
@@ -31,16 +30,11 @@ AHEAD = 8
 """Samples between asking for grid points and using them: without it the processor
 waits for memory half of the time."""
 
-NEXT = 2 * LANES
-"""Columns between asking for a row's values and using them."""
-
 
 @kernel()
 def _load_block(values, start, row_stride, n_rows, n_columns, column, block):  # type: ignore[no-untyped-def]
     """Put 16 columns of a tile's rows into lanes, ``block[column, 2, lane]``."""
     if n_rows == WIDTH and n_columns >= LANES:
-        for row in range(WIDTH):
-            prefetch_read(values, start + row * row_stride + column + NEXT)
         transpose(values, start + column, 2 * row_stride, block, 0, WIDTH)
         odd = start + row_stride + column
         transpose(values, odd, 2 * row_stride, block, LANES, WIDTH)
@@ -170,22 +164,58 @@ def _filter_part(  # type: ignore[no-untyped-def]
 
 
 @kernel(fastmath=True, inline="always")
-def _spread_sample(grid, corner, stride, value, table, row_x, row_y, share, taps):  # type: ignore[no-untyped-def]
-    for i in range(taps):
-        part = value * (table[row_x, i] * share)
-        at = (corner + i * stride) * WIDTH
-        for j in range(taps):
-            point = at + j * WIDTH
-            store(grid, point, load(grid, point) + part * table[row_y, j])
-
-
-@kernel(fastmath=True, inline="always")
 def _fetch(grid, corner, stride, taps):  # type: ignore[no-untyped-def]
     for i in range(taps):
         at = (corner + i * stride) * WIDTH
         for j in range(taps):
-            prefetch_write(grid, at + j * WIDTH)
-            prefetch_write(grid, at + j * WIDTH + LANES)
+            prefetch(grid, at + j * WIDTH)
+            prefetch(grid, at + j * WIDTH + LANES)
+
+
+@kernel(fastmath=True, inline="always")
+def _spread_one(grid, corner, stride, taps, table, share, rows, value):  # type: ignore[no-untyped-def]
+    for i in range(taps):
+        part = value * (table[rows[0], i] * share)
+        at = (corner + i * stride) * WIDTH
+        for j in range(taps):
+            point = at + j * WIDTH
+            store(grid, point, load(grid, point) + part * table[rows[1], j])
+
+
+@kernel(fastmath=True, inline="always")
+def _spread_two(grid, corner, stride, taps, table, share, rows, value, rows_2, value_2):  # type: ignore[no-untyped-def]
+    for i in range(taps):
+        part = value * (table[rows[0], i] * share)
+        part_2 = value_2 * (table[rows_2[0], i] * share)
+        at = (corner + i * stride) * WIDTH
+        for j in range(taps):
+            point = at + j * WIDTH
+            both = part * table[rows[1], j] + part_2 * table[rows_2[1], j]
+            store(grid, point, load(grid, point) + both)
+
+
+@kernel(fastmath=True, inline="always")
+def _spread_chunk(  # type: ignore[no-untyped-def]
+    grid, stride, taps, table, share, corner, fraction, n0, n1, spokes, first
+):
+    """Add samples n0 to n1 of one spoke; sample 0 would be kept at ``first``."""
+    n = n0
+    while n < n1:
+        at = np.int64(corner[n])
+        # Beyond the chunk, too: that is wanted when all spokes come to the next one.
+        ahead = min(n + AHEAD, corner.size - 1)
+        _fetch(grid, np.int64(corner[ahead]), stride, taps)
+        rows, value = fraction[n], load(spokes, (first + n) * WIDTH)
+        # Where two samples go to the same points, these are read and written once.
+        if n + 1 < n1 and corner[n + 1] == corner[n]:
+            rows_2, value_2 = fraction[n + 1], load(spokes, (first + n + 1) * WIDTH)
+            _spread_two(
+                grid, at, stride, taps, table, share, rows, value, rows_2, value_2
+            )
+            n += 2
+        else:
+            _spread_one(grid, at, stride, taps, table, share, rows, value)
+            n += 1
 
 
 @kernel(fastmath=True)
@@ -195,27 +225,19 @@ def spread_spokes(grid, stride, spokes, n_spokes, corner, fraction, table, share
     ``n_spokes`` is as many as angles, or 1 where all are the same.
     """
     n_angles, n_frequencies = corner.shape
-    taps = table.shape[1]
     for n0 in range(0, n_frequencies, CHUNK):
         n1 = min(n0 + CHUNK, n_frequencies)
         for k in range(n_angles):
-            share = shares[k]
+            share, at, rows = shares[k], corner[k], fraction[k]
             if share == 0:
                 continue
-            spoke = _place(n0, k if n_spokes > 1 else 0, n_spokes)
-            for n in range(n0, n1):
-                at = np.int64(corner[k, n])
-                row_x, row_y = fraction[k, n, 0], fraction[k, n, 1]
-                value = load(spokes, (spoke + n - n0) * WIDTH)
-                ahead = min(n + AHEAD, n_frequencies - 1)
-                later = np.int64(corner[k, ahead])
-                if taps == 4:
-                    _fetch(grid, later, stride, 4)
-                    _spread_sample(
-                        grid, at, stride, value, table, row_x, row_y, share, 4
-                    )
-                else:
-                    _fetch(grid, later, stride, 6)
-                    _spread_sample(
-                        grid, at, stride, value, table, row_x, row_y, share, 6
-                    )
+            first = _place(n0, k if n_spokes > 1 else 0, n_spokes) - n0
+            # The number of taps is written out, so that the loops are unrolled.
+            if table.shape[1] == 4:
+                _spread_chunk(
+                    grid, stride, 4, table, share, at, rows, n0, n1, spokes, first
+                )
+            else:
+                _spread_chunk(
+                    grid, stride, 6, table, share, at, rows, n0, n1, spokes, first
+                )

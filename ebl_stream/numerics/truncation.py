@@ -13,6 +13,9 @@ EDGE_SHARE = 0.01
 CLEARLY = 0.1
 """Of the object's attenuation: more than this at an edge is object, not air."""
 
+JUDGED_ROWS = 16
+"""Rows that are looked at, at most."""
+
 NOISE = 4.0
 """Standard errors that it must be above, too."""
 
@@ -40,7 +43,9 @@ def truncation(line_integrals: NDArray[np.floating]) -> Truncation:
     -------
     Truncation
     """
-    n_columns = line_integrals.shape[-1]
+    n_rows, n_columns = line_integrals.shape[1:]
+    step = max(1, n_rows // JUDGED_ROWS)
+    line_integrals = line_integrals[:, step // 2 :: step][:, :JUDGED_ROWS]
     width = max(2, round(EDGE_SHARE * n_columns))
     object_level = float(np.percentile(line_integrals, 95))
     found = []

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ebl_stream.numerics.kernel_cache import kernel
+from ebl_stream.numerics.wide import prefer_wide
 
 F = np.float32
 
@@ -30,6 +31,9 @@ FAINTEST_RELATIVE = F(0.03)
 
 SUSPECT = F(0.64)
 """Square of the share of the limit at which a pixel is looked at closely."""
+
+SUSPECT_FLOOR = F(0.64 * 0.01**2)
+"""The same of `FAINTEST`."""
 
 TEXTURE = F(3)
 """A zinger is so much farther above its surroundings than the darkest is below."""
@@ -65,15 +69,15 @@ def sampling(n_rows: int, n_columns: int) -> Any:
 
 
 @kernel()
-def sample_row(transmission: Any, step: int, found: Any, n: int) -> int:
+def sample_row(transmission: Any, row: int, step: int, found: Any, n: int) -> int:
     """Append what pixels differ from their neighbors, in units of their photon noise.
 
     Photon noise is proportional to the root of the transmission, so that is divided
     out. The mean of two has half the variance of one: 1.5 in all.
     """
-    for column in range(1, transmission.size - 1, step):
-        around = F(0.5) * (transmission[column - 1] + transmission[column + 1])
-        value = transmission[column]
+    for k in range(1, transmission.shape[1] - 1, step):
+        around = F(0.5) * (transmission[row, k - 1] + transmission[row, k + 1])
+        value = transmission[row, k]
         residual = abs(value - around) / np.sqrt(F(1.5) * max(value, DIMMEST))
         if residual <= LARGEST:
             found[n] = residual
@@ -104,30 +108,34 @@ def noise(transmission: Any) -> float:
     row_step, step, found = sampling(*transmission.shape)
     n = 0
     for row in range(0, transmission.shape[0], row_step):
-        n = sample_row(transmission[row], step, found, n)
+        n = sample_row(transmission, row, step, found, n)
     return noise_of(found, n)
 
 
 @kernel(fastmath={"nnan", "nsz", "contract"})
-def _margin_row(above: Any, here: Any, below: Any, variance: Any, out: Any) -> None:
+def margin_row(values: Any, row: int, variance: Any, out: Any) -> None:
     """Write by how much pixels pass two of their four neighbors; few are above 0.
 
     No branch: this is all that nearly every row takes.
     """
-    last = here.size - 1
+    prefer_wide()
+    up, down = max(row - 1, 0), min(row + 1, values.shape[0] - 1)
+    last = values.shape[1] - 1
     for k in range(1, last):
-        left, right = here[k - 1], here[k + 1]
-        out[k] = _margin(here[k], above[k], below[k], left, right, variance)
+        left, right = values[row, k - 1], values[row, k + 1]
+        x, above, below = values[row, k], values[up, k], values[down, k]
+        out[k] = _margin(x, above, below, left, right, variance)
     # What the image does not show counts as bright as the pixel.
-    x, y = here[0], here[last]
-    inner, outer = here[min(1, last)], here[max(last - 1, 0)]
-    out[0] = _margin(x, above[0], below[0], x, inner, variance)
-    out[last] = _margin(y, above[last], below[last], outer, y, variance)
+    x, inner = values[row, 0], values[row, min(1, last)]
+    out[0] = _margin(x, values[up, 0], values[down, 0], x, inner, variance)
+    x, inner = values[row, last], values[row, max(last - 1, 0)]
+    out[last] = _margin(x, values[up, last], values[down, last], inner, x, variance)
 
 
 @kernel()
-def _all_negative(pairs: Any) -> bool:
+def all_negative(pairs: Any) -> bool:
     """Whether all float32 are below 0, of which each int64 holds two."""
+    prefer_wide()
     signs = np.int64(-1)
     for k in range(pairs.size):
         signs &= pairs[k]
@@ -143,8 +151,8 @@ def _margin(x: Any, up: Any, down: Any, left: Any, right: Any, variance: Any) ->
     low = low1 if low1 > low2 else low2
     high = high1 if high1 < high2 else high2
     third = low if low < high else high
-    excess = x - third
-    return excess * abs(excess) - SUSPECT * _limit2(third, variance)
+    excess, noise2 = x - third, SUSPECT * variance * third
+    return excess * abs(excess) - (noise2 if noise2 > SUSPECT_FLOOR else SUSPECT_FLOOR)
 
 
 @kernel(inline="always")
@@ -157,7 +165,7 @@ def _limit2(level: Any, variance: Any) -> Any:
 
 
 @kernel()
-def _calm(
+def calm(
     values: Any, row: int, column: int, variance: Any, max_pixels: int, around: Any
 ) -> Any:
     """Return a pixel, or the median of its darker neighbors if it is a zinger."""
@@ -195,37 +203,3 @@ def _calm(
     while darker < n and around[darker] <= half:
         darker += 1
     return _median(around, darker)
-
-
-@kernel()
-def remove_zingers_rows(
-    values: Any, first: int, stop: int, variance: Any, max_pixels: int, out: Any
-) -> None:
-    """Write rows ``first`` to ``stop`` of an image without its zingers.
-
-    Parameters
-    ----------
-    values : ndarray float32, [row, column]
-        Transmission; `HALO` more rows on either side unless the image ends there.
-    first, stop : int
-        Half-open range of rows of ``values``.
-    variance : float32
-        Square of the limit at full beam.
-    max_pixels : int
-        The largest zinger, px.
-    out : ndarray float32, [stop - first, column]
-    """
-    margin = np.full((values.shape[1] + 1) // 2 * 2, F(-1))
-    pairs = margin.view(np.int64)
-    around = np.empty(8, np.float32)
-    for row in range(first, stop):
-        above, below = max(row - 1, 0), min(row + 1, values.shape[0] - 1)
-        out[row - first] = values[row]
-        _margin_row(values[above], values[row], values[below], variance, margin)
-        if _all_negative(pairs):
-            continue
-        for column in range(values.shape[1]):
-            if margin[column] > 0:
-                out[row - first, column] = _calm(
-                    values, row, column, variance, max_pixels, around
-                )

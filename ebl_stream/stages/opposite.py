@@ -10,7 +10,7 @@ from scipy import fft, ndimage, optimize
 
 Floats = NDArray[np.float64]
 
-MAX_PAIRS = 48
+MAX_PAIRS = 30
 """Pairs that are compared, the closest to half a turn first."""
 
 MAX_SAMPLED = 192

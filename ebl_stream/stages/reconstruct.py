@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ebl_stream.numerics.accumulate import Accumulator
 from ebl_stream.numerics.aligned import aligned_empty
 from ebl_stream.numerics.fourier_plan import Footprint, FourierPlan, Padding
+from ebl_stream.numerics.truncation import truncation
 from ebl_stream.numerics.weights import angular_weights
 from ebl_stream.numerics.windows import Window
 
@@ -38,12 +39,18 @@ class Fourier:
     """Grid points per pixel; 1.125 saves memory."""
     taps: Literal[4, 6] = 4
     """Width of the gridding kernel, grid points."""
-    padding: Padding = "zero"
-    """What lies beyond the detector: nothing, or more of what its edges see."""
+    padding: Literal["auto", "zero", "edge"] = "auto"
+    """What lies beyond the detector: nothing, or more of what its edges see;
+    ``auto``: the latter where the object leaves the field (see `truncation`)."""
 
-    def plan(self, n_columns: int) -> FourierPlan:
-        """Return the lengths and tables for projections of ``n_columns``."""
-        return FourierPlan(n_columns, self.oversampling, self.taps, self.padding)
+    def plan(self, n_columns: int, padding: Padding | None = None) -> FourierPlan:
+        """Return the lengths and tables for projections of ``n_columns``.
+
+        ``padding`` is what ``auto`` came to; nothing but zeros until that is known.
+        """
+        if self.padding != "auto":
+            padding = self.padding
+        return FourierPlan(n_columns, self.oversampling, self.taps, padding or "zero")
 
     def accumulator(
         self, n_rows: int, n_columns: int, rotation_center: float
@@ -78,6 +85,8 @@ class Fourier:
         _, n_rows, n_columns = values.shape
         volume = aligned_empty((n_rows, n_columns, n_columns))
         plan = self.plan(n_columns)
+        if self.padding == "auto" and truncation(values).truncated:
+            plan = self.plan(n_columns, "edge")
         slabs = [
             (values[:, z : z + SLAB_ROWS], volume[z : z + SLAB_ROWS])
             for z in range(0, n_rows, SLAB_ROWS)

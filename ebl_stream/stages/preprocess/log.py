@@ -35,6 +35,8 @@ class MinusLog:
         self, values: NDArray[np.float32], references: References | None = None
     ) -> NDArray[np.float32]:
         """Return line integrals ``[angle, row, column]``; NaN stays NaN."""
-        logs = np.array(values, np.float32, order="C")
-        line_integrals.minus_log(logs.reshape(-1), np.float32(self.clip))
+        values = np.ascontiguousarray(values, np.float32)
+        logs = np.empty_like(values)
+        clip = np.float32(self.clip)
+        line_integrals.minus_log(values.reshape(-1), clip, logs.reshape(-1))
         return logs

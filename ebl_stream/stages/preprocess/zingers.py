@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ebl_stream.numerics import zingers
+from ebl_stream.numerics import line_integrals, zingers
 from ebl_stream.stages import References, Values
 
 
@@ -58,14 +58,8 @@ class RemoveZingers:
         cleaned = np.empty(values.shape, np.float32)
         for before, after in zip(values, cleaned, strict=True):
             image = np.ascontiguousarray(before, np.float32)
-            zingers.remove_zingers_rows(
-                image,
-                0,
-                len(image),
-                self.variance(noise(image, references)),
-                self.max_pixels,
-                after,
-            )
+            variance = self.variance(noise(image, references))
+            line_integrals.remove_zingers(image, variance, self.max_pixels, after)
         return cleaned
 
 
