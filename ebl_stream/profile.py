@@ -210,7 +210,7 @@ class Profile(_Section):
     run: Run = Run()
     preprocess: tuple[StageEntry, ...] = ()
     """Stages in their order; see the rooms below."""
-    center: StageEntry = "opposite_pairs"
+    center: StageEntry = "auto"
     """How the rotation center is found where nobody states it."""
     reconstruct: StageEntry = "fourier"
     """Line integrals to slices."""

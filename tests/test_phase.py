@@ -15,13 +15,13 @@ STAGE = RetrievePhase(KEV, DISTANCE_MM, PIXEL_UM, DELTA_BETA)
 N, RADIUS = 256, 70
 
 
-def attenuation(columns: int = N) -> np.ndarray:
+def attenuation() -> np.ndarray:
     """Return mu * thickness of two grains, as a camera's pixels see them."""
     fine = (np.arange(2 * N) - N + 0.5) / 2
     y, x = fine[:, None], fine
     one = np.sqrt(np.maximum(RADIUS**2 - x**2 - y**2, 0))
     two = np.sqrt(np.maximum(15**2 - (x - 95) ** 2 - (y + 80) ** 2, 0))
-    return 0.006 * (one + two)
+    return 0.0018 * (one + two)
 
 
 def pixels(fine: np.ndarray) -> np.ndarray:
@@ -76,12 +76,9 @@ def test_it_is_the_filter_that_algotom_has() -> None:
 
 
 def test_the_filter_is_that_of_the_paper() -> None:
-    """1 + delta distance k^2 / mu, with mu = 4 pi beta / wavelength; a wave shows it."""
-    wavelength, beta, k = (
-        1.239841984e-9 / KEV,
-        1e-10,
-        2 * np.pi / (16 * PIXEL_UM * 1e-6),
-    )
+    """1 + delta distance k^2 / mu, mu = 4 pi beta / wavelength: as a wave shows."""
+    wavelength, beta = 1.239841984e-9 / KEV, 1e-10
+    k = 2 * np.pi / (16 * PIXEL_UM * 1e-6)
     mu, delta = 4 * np.pi * beta / wavelength, DELTA_BETA * beta
     damped = 1 / (1 + delta * DISTANCE_MM * 1e-3 * k**2 / mu)
     wave = 1 + 0.1 * np.cos(2 * np.pi * np.arange(960) / 16)

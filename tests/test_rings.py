@@ -19,7 +19,7 @@ from ebl_stream.stages.preprocess import FilterStripes, RemoveRings, RemoveStrip
 from ebl_stream.stages.preprocess.rings import sinogram_order
 from ebl_stream.stages.reconstruct import Fourier
 
-N, N_ROWS, N_ANGLES = 256, 2, 400
+N, N_ROWS, N_ANGLES = 384, 2, 600
 CENTER = (N - 1) / 2
 THETA = np.arange(N_ANGLES) * np.pi / N_ANGLES
 STAGES = {
@@ -38,7 +38,7 @@ FACTORS = {
     ("filter", "half"): 1.6,
 }
 
-HARM = {"rings": 1.02, "filter": 1.02, "stripes": 1.3}
+HARM = {"rings": 1.02, "filter": 1.02, "stripes": 1.2}
 """Error of a clean scan after the stage, over the error before it."""
 
 
@@ -75,11 +75,11 @@ def artifact(kind: str, values: np.ndarray) -> np.ndarray:
     if kind == "pixels":
         added += rng.normal(0, 0.02, (1, *values.shape[1:]))
     elif kind == "wide":
-        added[:, :, 77:83], added[:, :, 179:187] = 0.03, -0.03
+        added[:, :, 115:121], added[:, :, 269:277] = 0.03, -0.03
     elif kind == "half":
-        added[: len(values) // 2, :, 115] = 0.08
+        added[: len(values) // 2, :, 173] = 0.08
     else:
-        for column in (90, 91, 160):
+        for column in (134, 135, 238):
             stuck = rng.normal(1, 0.3, values.shape[:2])
             added[:, :, column] = stuck - values[:, :, column]
     return added
@@ -156,4 +156,5 @@ def test_sinogram_order_takes_all_and_steps_once_around(theta: list[float]) -> N
     order = sinogram_order(np.array(theta))
     assert sorted(order) == list(range(len(theta)))
     steps = np.diff(np.array(theta)[order]) % (2 * np.pi)
-    assert steps.sum() < 2 * np.pi + 1e-9
+    steps[steps > 2 * np.pi - 1e-9] = 0
+    assert steps.sum() < 2 * np.pi

@@ -39,7 +39,10 @@ OTHER_SETTINGS: dict[str, dict[str, Any]] = {
     "filter_stripes": {"level": 1, "wavelet": "db5"},
     "minus_log": {"clip": 1e-3},
     "remove_rings": {"size": 9, "min_coverage": 0.5},
-    "opposite_pairs": {"max_miss_deg": 2.0, "max_spread_px": 0.5},
+    "auto": {"max_miss_deg": 2.0},
+    "centroid": {"min_arc_deg": 60.0},
+    "double_wedge": {"min_overlap": 0.5},
+    "opposite_pairs": {"max_miss_deg": 2.0, "max_spread_px": 0.4},
     "fourier": {"window": "hann", "taps": 6},
     "astra": {"method": "sirt", "iterations": 9},
     "tomocupy": {"method": "linerec", "slab_rows": 4},
@@ -213,7 +216,10 @@ def test_a_stage_gives_what_its_room_owes(
 @pytest.mark.parametrize(("room", "name"), REGISTERED)
 def test_a_stage_repeats_itself(room: str, name: str, arguments: list[Any]) -> None:
     stage = make(room, name)
-    np.testing.assert_equal(stage(*arguments), stage(*arguments))
+    first, second = stage(*arguments), stage(*arguments)
+    if isinstance(first, CenterVerdict):  # NaN is not equal to itself
+        first, second = dataclasses.asdict(first), dataclasses.asdict(second)
+    np.testing.assert_equal(first, second)
 
 
 @pytest.mark.parametrize(("room", "name"), declaring("per_frame"))

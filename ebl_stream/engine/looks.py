@@ -100,6 +100,7 @@ class Looks:
         wishes = read_wishes(self._views.output.folder)
         self._budget.begin()
         self._watch_edges()
+        self._keep_center()
         if not self._budget.is_spent:
             self._preview(wishes)
         if is_version:
@@ -124,16 +125,26 @@ class Looks:
             self._find_center(preview=True)
 
     def _find_center(self, *, preview: bool) -> None:
-        """Ask the finder; build the grids anew where a look cannot make up for it."""
+        """Ask the finder."""
         values, theta = self._projections.center_rows()
         if self._center.find(values, theta, preview=preview):
-            turns_about = self._projections.grids.rotation_center
-            if self._center.shift_for(turns_about, theta) is None:
-                self._rebuild()
+            self._keep_center()
+
+    def _on_grid(self) -> OnGrid | None:
+        """Return what makes up for a center that the grids do not turn about."""
+        projections = self._projections
+        turns_about = projections.grids.rotation_center
+        return self._center.shift_for(turns_about, projections.window.theta)
+
+    def _keep_center(self) -> None:
+        """Build the grids anew where a look cannot make up for the center any more."""
+        if self._on_grid() is None:
+            self._rebuild()
 
     def last(self) -> None:
         """Make the final volume, pass by pass; the grids are settled."""
         self._watch_edges()
+        self._keep_center()
         if self._center.may_be_measured:
             self._find_center(preview=False)
         self._finish()
@@ -208,9 +219,8 @@ class Looks:
     def _lens(self, window: Window | None, *, rings: bool) -> Lens:
         """Return how to look: what the grids do not hold yet is made up for here."""
         projections = self._projections
-        on_grid = self._center.shift_for(
-            projections.grids.rotation_center, projections.window.theta
-        ) or OnGrid(0.0, 0.0)
+        on_grid = self._on_grid()
+        assert on_grid is not None  # noqa: S101  (the center is kept before a look)
         return Lens(
             window=window or self._rooms.reconstruct.window,
             rings=projections.rings() if rings else None,

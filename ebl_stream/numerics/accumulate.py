@@ -61,6 +61,8 @@ class Accumulator:
         shape = (1 + halves, n_tiles, plan.stride, plan.stride, FLOATS)
         self.grids = aligned_zeros(shape)
         """``[half, tile, kx, ky, lane]``, see `tiles`; add with `add` only."""
+        # Tables are made here, not while the first projection waits.
+        _ = plan.table, plan.deapodization, plan.origin_phase, plan.edge_blend
         self._set_center(rotation_center)
 
     def _set_center(self, rotation_center: float) -> None:

@@ -35,7 +35,7 @@ SUSPECT = F(0.64)
 SUSPECT_FLOOR = F(0.64 * 0.01**2)
 """The same of `FAINTEST`."""
 
-TEXTURE = F(3)
+TEXTURE = F(0)
 """A zinger is so much farther above its surroundings than the darkest is below."""
 
 HALO = 2

@@ -113,9 +113,12 @@ def _row_by_row(clean: Any, values: NDArray[np.float32]) -> NDArray[np.float32]:
     if len(values) < FEWEST_ANGLES:
         return cleaned
     for row in range(values.shape[1]):
-        # A sinogram without any structure is divided by its own zeros.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found = clean(np.ascontiguousarray(values[:, row], np.float32))
+        sinogram = np.ascontiguousarray(values[:, row], np.float32)
+        try:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found = clean(sinogram)
+        except ValueError:  # too small for it, or without any noise
+            continue
         if np.isfinite(found).all():
             cleaned[:, row] = found
     return cleaned
