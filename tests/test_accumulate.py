@@ -108,9 +108,9 @@ def test_vector_kernels_equal_plain_ones(
     for look in ("volume", "half_difference"):
         # In the corners, undoing the kernel magnifies the rounding.
         inside = circle(n_columns, 1.001)
-        fast, plain = (getattr(a, look)(window=window)[:, inside] for a in pair)
-        largest = max(float(np.abs(plain).max()), 1e-6)
-        np.testing.assert_allclose(fast, plain, atol=1e-5 * largest)
+        fast, plain = (getattr(a, look)(window=window) for a in pair)
+        atol = 1e-5 * max(float(np.abs(plain).max()), 1e-6)
+        np.testing.assert_allclose(fast[:, inside], plain[:, inside], atol=atol)
 
 
 def test_layout_of_the_input_does_not_matter():

@@ -274,9 +274,14 @@ def expected_rows() -> Iterator[str]:
 
 def stage_row(room: str, name: str, stage: Any) -> str:
     fields = dataclasses.fields(stage)
-    settings = ", ".join(f"`{f.name}: {f.default}`" for f in fields) or "—"
+    settings = ", ".join(f"`{f.name}{default(f)}`" for f in fields) or "—"
     does = stage.__doc__.strip().splitlines()[0].replace("``", "`")
     return f"| {room} | `{name}` | {settings} | {does} |"
+
+
+def default(field: dataclasses.Field[Any]) -> str:
+    """Return what stands behind a setting's name; nothing where it must be given."""
+    return "" if field.default is dataclasses.MISSING else f": {field.default}"
 
 
 def test_the_profile_reference_is_the_model() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sessions
+import zarr
 from reference import nrmse
 
 from ebl_stream.engine.viewer import Wishes, write_wishes
@@ -123,3 +124,46 @@ def test_an_object_that_leaves_the_field_is_seen_and_said(tmp_path, theta, value
     assert nrmse(seen.array(), Fourier()(plain, theta, CENTER - 16)) < 1e-5
     inside = sessions.run(tmp_path, sessions.counts(values[:, :4]), theta, **GIVEN)
     assert inside.metadata["truncated"] is None
+
+
+def test_previews_show_the_volume(tmp_path, theta, values):
+    done = sessions.run(tmp_path, sessions.counts(values), theta, **GIVEN)
+    volume = done.array()
+    n, nz = N_COLUMNS, N_ROWS
+    np.testing.assert_array_equal(done.array("plane_z")[0], volume[nz // 2])
+    np.testing.assert_array_equal(done.array("plane_y")[:, 0], volume[:, n // 2])
+    np.testing.assert_array_equal(done.array("plane_x")[..., 0], volume[..., n // 2])
+    blocks = volume[: nz // 4 * 4].reshape(nz // 4, 4, n // 4, 4, n // 4, 4)
+    coarse = done.array("preview")[: nz // 4]
+    assert np.corrcoef(blocks.mean((1, 3, 5)).ravel(), coarse.ravel())[0, 1] > 0.97
+
+
+def test_previews_before_the_end_come_from_the_grids(tmp_path, theta, values):
+    images, seen = sessions.counts(values), {}
+
+    def look(session, item):
+        previews = session._views._n_previews
+        if previews and previews not in seen:
+            output = session._views.output
+            planes = ("plane_z", "plane_y", "plane_x")
+            seen[previews] = {
+                name: zarr.open_array(output.path(name))[:] for name in planes
+            }
+
+    sessions.run(
+        tmp_path, images, theta, hooks=[look], **GIVEN, **{"refresh.every": 0.5}
+    )
+    assert len(seen) > 5
+    half = sessions.run(tmp_path, images, theta, range(48), **GIVEN).array()
+
+    def distance(k):
+        return np.abs(seen[k]["plane_z"][0] - half[35]).max()
+
+    at_half, middle = seen[min(seen, key=distance)], N_COLUMNS // 2
+    cuts = {
+        "plane_z": half[35, None],
+        "plane_y": half[:, middle, None],
+        "plane_x": half[..., middle, None],
+    }
+    for name, cut in cuts.items():
+        assert np.abs(at_half[name] - cut).max() < 1e-4 * np.abs(half).max()

@@ -61,9 +61,11 @@ def test_edges_lines_and_grains_are_no_zingers(photons: float | None) -> None:
     assert np.mean(CLEAN(images) != images) < 1e-5
 
 
-@pytest.mark.parametrize("shape", list(SHAPES))
 @pytest.mark.parametrize("photons", [200, 2e3, 2e4])
-@pytest.mark.parametrize("sigmas", [15, 30, 300])
+@pytest.mark.parametrize(
+    ("shape", "sigmas"),
+    [("1 px", 10), *((shape, n) for shape in SHAPES for n in (15, 30, 300))],
+)
 def test_zingers_are_found(shape: str, photons: float, sigmas: float) -> None:
     level = np.linspace(0.2, 0.9, 600)[:, None].repeat(600, axis=1)
     clean = poisson(level, photons, 2)

@@ -103,21 +103,41 @@ class Grids:
         self._pool = ThreadPoolExecutor(self.n_threads, "slab")
         self._scratch = threading.local()
         self._accumulators: dict[int, Accumulator] = {}
+        self._coming: dict[int, Future[Accumulator]] = {}
         self.held = range(0)
         """Slabs that are in memory."""
         self.hold(range(*plan.passes[0]))
 
     def hold(self, slabs: range) -> None:
-        """Let go of the slabs in memory, and begin others."""
+        """Let go of the slabs in memory, and begin others.
+
+        Memory is taken, and touched, on the slabs' threads: nobody waits for it
+        before it is needed.
+        """
         self._accumulators.clear()
+        self._coming.clear()
         self.held = slabs
-        made = self.each(lambda slab: self._empty(slab))
-        self._accumulators.update(zip(slabs, made, strict=True))
+        self._coming.update({k: self._pool.submit(self._empty, k) for k in slabs})
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the memory of the slabs held is there."""
+        return all(future.done() for future in self._coming.values())
+
+    def _wait(self) -> None:
+        while self._coming:
+            slab, future = self._coming.popitem()
+            self._accumulators[slab] = future.result()
 
     def reset(self, rotation_center: float) -> None:
         """Empty all grids; what is added from now on turns about the given center."""
         self.rotation_center = rotation_center
-        self.hold(self.held)
+        self._wait()
+        if any(grid.plan != self._fourier for grid in self._accumulators.values()):
+            self.hold(self.held)
+            return
+        center = self.field.to_field(rotation_center)
+        self.each(lambda slab: self._accumulators[slab].reset(center))
 
     def pad_with_edges(self) -> bool:
         """Take the detector's edges for what lies beyond them, from the next reset on.
@@ -182,10 +202,12 @@ class Grids:
 
     def each(self, work: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
         """Return ``work(slab, ...)`` of every slab held, on the slabs' threads."""
+        self._wait()
         return list(self._pool.map(work, self.held, *arguments))
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
         """Begin work on the slabs' threads."""
+        self._wait()
         return self._pool.submit(work, *arguments)
 
     def volume(
@@ -245,5 +267,6 @@ class Grids:
 
     def close(self) -> None:
         """Free the grids and the threads."""
+        self._coming.clear()
         self._accumulators.clear()
         self._pool.shutdown()

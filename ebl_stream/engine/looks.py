@@ -148,7 +148,7 @@ class Looks:
         if self._center.may_be_measured:
             self._find_center(preview=False)
         self._finish()
-        self._preview(Wishes())
+        self._preview(Wishes(), final=True)
         for slabs in self._memory.passes[1:]:
             self._projections.hold(range(*slabs))
             self._projections.settle()
@@ -180,9 +180,10 @@ class Looks:
         self._projections.settle()
         self._views.latency["center_rebuild"] = time.monotonic() - begun
 
-    def _preview(self, wishes: Wishes) -> None:
+    def _preview(self, wishes: Wishes, *, final: bool = False) -> None:
         facts = self._facts()
-        look = self._look(self._lens(wishes.window, rings=False), facts.coverage)
+        lens = self._lens(wishes.window, rings=False)
+        look = self._look(lens, facts.coverage, final=final)
         self._views.preview(self._projections, look, wishes, facts.provenance)
 
     def _publish(

@@ -66,25 +66,33 @@ class Previews:
         wishes: Wishes,
         output: RunOutput,
         stamp: dict[str, Any],
+        whole: NDArray[np.float32] | None = None,
     ) -> None:
-        """Make and write them all."""
+        """Make and write them all.
+
+        ``whole`` is the volume, where it has just been made: planes are cut from it.
+        """
         begun = time.perf_counter()
         nz = self._shape[0]
         rows = wishes.rows or (nz // 2, nz // 2 + 1)
         row = min(sum(rows) // 2, nz - 1)
         volume = self._volume(grids, lens)
-        found = {
-            "preview": volume,
-            "plane_y": self._upright(grids, lens, "y"),
-            "plane_x": self._upright(grids, lens, "x"),
-        }
-        level = self._level(grids, lens, row)
-        if level is not None:
-            found["plane_z"] = level
+        found = {"preview": volume}
+        if whole is None:
+            found["plane_y"] = self._upright(grids, lens, "y")
+            found["plane_x"] = self._upright(grids, lens, "x")
+            level = self._level(grids, lens, row)
+            if level is not None:
+                found["plane_z"] = level
+        else:
+            middle = self._shape[2] // 2
+            found["plane_z"] = whole[row, None]
+            found["plane_y"] = whole[:, middle, None]
+            found["plane_x"] = whole[:, :, middle, None]
         if wishes.plane is not None:
             found["plane_oblique"] = self._oblique(volume, wishes.plane)
         for name, values in found.items():
-            output.write(name, 0, values, **stamp)
+            output.write(name, 0, np.ascontiguousarray(values), **stamp)
         grids.timings.note("preview", 0, time.perf_counter() - begun)
 
     def _volume(self, grids: Grids, lens: Lens) -> NDArray[np.float32]:

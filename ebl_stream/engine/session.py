@@ -175,6 +175,8 @@ class Session:
         is_due = self._looks.due(n)
         if (self._since_settle < BLOCK and not is_due) or not self._ready(n):
             return
+        if self._is_behind is not None and not projections.grids.is_ready:
+            return  # live: frames gather in the window while memory is made ready
         projections.settle()
         self._since_settle = 0
         self._looks.follow_center()

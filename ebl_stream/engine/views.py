@@ -22,6 +22,7 @@ from ebl_stream.engine.rotation_center import CenterFinder
 from ebl_stream.engine.viewer import Wishes
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Scan
+from ebl_stream.numerics.aligned import aligned_empty
 from ebl_stream.numerics.quality import quality_row
 from ebl_stream.profile import Profile
 from ebl_stream.publish.output import ArraySpec, RunOutput
@@ -100,7 +101,9 @@ class Views:
             "n_used": n_used,
             "coverage": look.coverage,
         }
-        previews.publish(projections.grids, look.lens, wishes, self.output, stamp)
+        whole = self._whole if look.final else None
+        grids = projections.grids
+        previews.publish(grids, look.lens, wishes, self.output, stamp, whole)
 
     def publish(
         self,
@@ -305,7 +308,10 @@ class Views:
         n = grids.n_columns
         self._shape = shape = (grids.ranges[-1][1], n, n)
         if look.keep:
-            self._whole = np.zeros(shape, np.float32)
+            self._whole = aligned_empty(shape)
+            touched = [grids.submit(self._whole[a:b].fill, 0) for a, b in grids.ranges]
+            for future in touched:
+                future.result()
         arrays = [ArraySpec("recon", shape, "<f4", "1/px")]
         if self._rooms.denoise is not None and look.interpret:
             arrays.append(ArraySpec("denoised", shape, "<f4", "1/px"))

@@ -17,8 +17,8 @@ F = np.float32
 SIGMA_PER_MAD = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
 
-NOISE_SAMPLES = 64
-"""Rows, and pixels of each, that a projection's noise is estimated from: to 2 %."""
+NOISE_ROWS, NOISE_COLUMNS = 16, 64
+"""Rows, and pixels of each, that a projection's noise is estimated from: to 4 %."""
 
 DIMMEST = F(0.01)
 """Of the beam: noise is not taken to fall below what it is at this transmission."""
@@ -35,7 +35,7 @@ SUSPECT = F(0.64)
 SUSPECT_FLOOR = F(0.64 * 0.01**2)
 """The same of `FAINTEST`."""
 
-TEXTURE = F(0)
+TEXTURE = F(3)
 """A zinger is so much farther above its surroundings than the darkest is below."""
 
 HALO = 2
@@ -62,8 +62,10 @@ def _median(values: Any, n: int) -> Any:
 @kernel()
 def sampling(n_rows: int, n_columns: int) -> Any:
     """Return every how many rows and columns to sample, and room for what is found."""
-    row_step = max(1, n_rows // NOISE_SAMPLES)
-    step = max(1, min(n_rows, NOISE_SAMPLES) * n_columns // NOISE_SAMPLES**2)
+    row_step = -(-n_rows // NOISE_ROWS)
+    # Few rows are sampled the denser.
+    n_sampled = -(-n_rows // row_step)
+    step = max(1, n_columns * n_sampled // (NOISE_ROWS * NOISE_COLUMNS))
     n = (n_rows // row_step + 1) * (n_columns // step + 1)
     return row_step, step, np.empty(n, np.float32)
 
