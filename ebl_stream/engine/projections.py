@@ -7,6 +7,7 @@ difference. Sums are linear, so the grids are exact after every settle.
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -42,6 +43,7 @@ class ProjectionSum:
         self._rooms = rooms
         self._period = grids.field.period
         self._split = HalfSplit(self._period)
+        self._scratch = threading.local()
         self._total = np.zeros(shape)
         self._summed: set[int] = set()
         step = max(1, shape[0] // CENTER_ROWS)
@@ -91,7 +93,8 @@ class ProjectionSum:
         def one(slab: int) -> None:
             z0, z1 = self.grids.ranges[slab]
             begun = time.perf_counter()
-            values = prepared.rows((z0, z1), total=total)
+            room = self._room(z1 - z0)[: len(places)]
+            values = prepared.rows((z0, z1), total=total, out=room)
             self.grids.timings.note("preprocess", slab, time.perf_counter() - begun)
             if is_new:
                 mine = (self._center_rows >= z0) & (self._center_rows < z1)
@@ -104,11 +107,21 @@ class ProjectionSum:
             for place, rows in zip(places, found, strict=True):
                 self._center_values[int(place)] = rows
 
+    def _room(self, n_rows: int) -> NDArray[np.float32]:
+        """Return where a thread puts a slab's line integrals, again and again."""
+        shape = (BLOCK, n_rows, self.image_shape[1])
+        kept = getattr(self._scratch, "room", None)
+        if kept is None or kept.shape != shape:
+            self._scratch.room = kept = np.empty(shape, np.float32)
+        return kept
+
     def _prepare(self, places: Places) -> Prepared:
         """Do with raw frames what concerns more than their rows."""
         images = [self.window.image(place) for place in places]
         positions = [self.window.indices[place] for place in places]
-        return self._rooms.preprocessor.prepare(images, self.references, positions)
+        return self._rooms.preprocessor.prepare(
+            images, self.references, positions, each=self.grids.map
+        )
 
     def line_integrals(
         self, places: Places, rows: tuple[int, int]

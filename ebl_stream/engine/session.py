@@ -345,6 +345,7 @@ class Session:
             "ledger": self.ledger(),
             "references": {
                 "source": references.source if references else None,
+                "bad_pixels": int(references.dead.sum()) if references else 0,
                 "flats": self._ledgers[Kind.FLAT].report(used[Kind.FLAT]),
                 "darks": self._ledgers[Kind.DARK].report(used[Kind.DARK]),
             },
