@@ -77,7 +77,8 @@ class Reconstruction:
         self.link = link
         self.rows = rows
         self.live = live
-        self.is_behind = is_behind
+        self._documents_wait = is_behind
+        self._frames_flow = False
         self.accumulators = _accumulators(profile)
         self.roots = tuple(roots)
         self.on_progress = on_progress
@@ -104,6 +105,12 @@ class Reconstruction:
         self._sorter.tick()
 
     @property
+    def is_behind(self) -> Callable[[], bool] | None:
+        """Whether documents wait, or frames came over the feed at every poll."""
+        wait = self._documents_wait
+        return None if wait is None else lambda: self._frames_flow or wait()
+
+    @property
     def tick_s(self) -> float:
         """How often `tick` wants to be called, at least."""
         return FEED_TICK_S if self.fed else IDLE_TICK_S
@@ -115,9 +122,12 @@ class Reconstruction:
             self.feed.close()
 
     def _poll(self) -> None:
+        flow = False
         for run_uid, run in list(self.fed.items()):
             if run.poll():
+                flow = True
                 self._sorter.heard(run_uid)
+        self._frames_flow = flow
 
 
 class Run:

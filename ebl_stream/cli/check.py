@@ -22,9 +22,9 @@ from ebl_stream.cli.extras import advice
 from ebl_stream.engine.memory import free_memory, n_threads, plan_memory
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.errors import InputError
-from ebl_stream.ingest import pva
 from ebl_stream.gpu.choice import best_device
-from ebl_stream.numerics import accumulate, tiles_plain
+from ebl_stream.ingest import pva
+from ebl_stream.numerics import kernel_cache, tiles_plain
 from ebl_stream.numerics.tiles import tiles
 from ebl_stream.profile import Profile
 from ebl_stream.publish.tiled_server import TiledServer
@@ -242,12 +242,10 @@ def _check_devices(profile: Profile) -> Iterator[Finding]:
 
 
 def _check_cache() -> Finding:
-    """Compiled kernels go next to the module, or where NUMBA_CACHE_DIR points."""
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    beside = Path(accumulate.__file__).parent
-    for folder in [Path(given)] if given else [beside, Path.home()]:
-        if os.access(_existing(folder), os.W_OK):
-            return Finding("kernel cache", "ok", str(folder))
+    """Compiled kernels are kept, so that a service starts in a second."""
+    folder = kernel_cache.folder()
+    if folder is not None:
+        return Finding("kernel cache", "ok", str(folder))
     return Finding(
         "kernel cache",
         "note",

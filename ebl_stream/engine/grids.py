@@ -16,7 +16,9 @@ from ebl_stream.engine.field import Field
 from ebl_stream.engine.memory import MemoryPlan, n_threads
 from ebl_stream.engine.schedule import BLOCK, Timings
 from ebl_stream.numerics.accumulate import Accumulator
+from ebl_stream.numerics.aligned import aligned_empty
 from ebl_stream.numerics.fourier_plan import Footprint
+from ebl_stream.numerics.tiles import tiles
 from ebl_stream.numerics.windows import Window
 from ebl_stream.stages.reconstruct import Fourier
 
@@ -104,6 +106,8 @@ class Grids:
         self._scratch = threading.local()
         self._accumulators: dict[int, Accumulator] = {}
         self._coming: dict[int, Future[Accumulator]] = {}
+        if self.can_peek:
+            tiles().reserve(self._fourier, self.n_threads)
         self.held = range(0)
         """Slabs that are in memory."""
         self.hold(range(*plan.passes[0]))
@@ -236,8 +240,14 @@ class Grids:
         return look(self._accumulators[slab])
 
     def half_difference(self, slab: int, lens: Lens) -> NDArray[np.float32]:
-        """Return A - B of a slab, ``[row, y, x]``, 1/px."""
+        """Return A - B of a slab, ``[row, y, x]``, 1/px; good until the next call."""
+        z0, z1 = self.ranges[slab]
+        shape = (z1 - z0, self.n_columns, self.n_columns)
+        out = getattr(self._scratch, "out", None)
+        if out is None or out.shape != shape:
+            self._scratch.out = out = aligned_empty(shape)
         return self._accumulators[slab].half_difference(
+            out=out,
             window=lens.window,
             shift=lens.shift,
             first_theta=lens.first_theta,
@@ -271,6 +281,8 @@ class Grids:
 
     def close(self) -> None:
         """Free the grids and the threads."""
+        self._pool.shutdown()
         self._coming.clear()
         self._accumulators.clear()
-        self._pool.shutdown()
+        if self.can_peek:
+            tiles().release()

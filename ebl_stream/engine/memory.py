@@ -8,7 +8,6 @@ again for each.
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ebl_stream.errors import InputError
+from ebl_stream.numerics.fourier_plan import FourierPlan
 
 COARSE = 1.125
 """Oversampling of the lower rungs."""
@@ -184,7 +184,7 @@ def _rungs(
 
 def _grid_bytes(n_columns: int, oversampling: float, halves: int) -> int:
     """Bytes of a slice's grids: complex64 shared by two slices."""
-    return math.ceil(halves * 4 * (oversampling * n_columns) ** 2)
+    return 4 * halves * FourierPlan(n_columns, oversampling).stride ** 2
 
 
 def _spread(n: int, wanted: int) -> list[int]:

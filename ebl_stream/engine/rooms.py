@@ -14,6 +14,7 @@ from ebl_stream.engine.preprocessing import Preprocessor
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Image
 from ebl_stream.numerics.quality import quality_row
+from ebl_stream.numerics.warm_up import warm_up
 from ebl_stream.profile import Profile
 from ebl_stream.stages import (
     BatchReconstruct,
@@ -138,6 +139,7 @@ class Rooms:
         references = References(flat, np.zeros_like(flat), "measured")
         values = self.line_integrals(list(counts), references)
         self.preprocessor.warm_up()
+        warm_up()
         self.center(values, theta)
         volume = self.reconstruct(values, theta, (shape[2] - 1) / 2)
         clean = self.denoise(volume, volume[::-1]) if self.denoise else volume

@@ -227,13 +227,14 @@ class Session:
         promised = self._ledgers[Kind.PROJECTION].n_promised
         assert self._shape is not None  # noqa: S101
         stack = promised * math.prod(self._shape) * self._dtype.itemsize
-        ring = self._profile.window.max_bytes
+        feed, ring = self._profile.feed, self._profile.window.max_bytes
+        waiting = feed.max_bytes if feed.address else 0
         plan = plan_memory(
             shape,
             self._profile.refresh.slab_rows,
             oversampling=self._rooms.reconstruct.oversampling,
             interpret=bool(self._rooms.denoise or self._rooms.segment),
-            ring_bytes=min(ring, stack) if promised else ring,
+            ring_bytes=waiting + (min(ring, stack) if promised else ring),
             free=free_memory(),
             threads=n_threads(),
         )
