@@ -119,6 +119,9 @@ def run(
     for kind, image in ((Kind.FLAT, flat), (Kind.DARK, np.full_like(flat, DARK))):
         session.take(Announced(kind, 0, 1))
         session.take(Frame(0, kind, np.nan, image))
+    while not session.is_ready:
+        # Flats take seconds; memory is made ready meanwhile.
+        time.sleep(0.01)
     taken_s, looked = np.empty(angles), np.zeros(angles, bool)
     for k in range(angles):
         begun, before = time.perf_counter(), version[-1]

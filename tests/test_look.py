@@ -44,7 +44,7 @@ def test_nothing_is_under_way(tmp_path):
 
 
 def test_what_is_asked_is_what_the_engine_reads(out):
-    arguments = "--rows 4:9 --window hann --plane 1 2 3 0 1 1".split()
+    arguments = ["--rows", "4:9", "--window", "hann", "--plane", *"123011"]
     done = CliRunner().invoke(
         cli, ["look", str(out), *arguments], standalone_mode=False
     )

@@ -214,8 +214,12 @@ class Grids:
         return self._pool.map(work, *arguments)
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Begin work on the slabs' threads."""
+        """Begin work on the slabs' threads; waits for the grids' memory."""
         self._wait()
+        return self.begin(work, *arguments)
+
+    def begin(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Begin work that needs no grids, on the slabs' threads."""
         return self._pool.submit(work, *arguments)
 
     def volume(

@@ -16,7 +16,7 @@ from ebl_stream.engine.rotation_center import CenterFinder, OnGrid
 from ebl_stream.engine.schedule import Budget, Points, SlabOrder
 from ebl_stream.engine.viewer import Wishes, read_wishes
 from ebl_stream.engine.views import Look, Make, Views
-from ebl_stream.numerics.truncation import truncation
+from ebl_stream.numerics.truncation import JUDGED_VIEWS, truncation
 from ebl_stream.numerics.windows import Window
 from ebl_stream.profile import Profile
 
@@ -73,6 +73,8 @@ class Looks:
         ranges = projections.grids.ranges
         self._budget = Budget(is_behind)
         self._order = SlabOrder(ranges, profile.refresh.first_rows, self._budget)
+        if memory.rung <= 2:
+            views.make_room(projections.grids)
         self.truncated: str | None = None
         """Why the object is known to leave the field of view."""
         self._versions = Points(profile.refresh.every)
@@ -111,7 +113,7 @@ class Looks:
         """Say so when the object leaves the field, and reconstruct accordingly."""
         if self.truncated is not None or self._projections.grids.field.offset:
             return
-        verdict = truncation(self._projections.center_rows()[0])
+        verdict = truncation(self._projections.sample_rows(JUDGED_VIEWS))
         if not verdict.truncated:
             return
         self.truncated = verdict.reason
@@ -212,7 +214,6 @@ class Looks:
         return Look(
             lens=lens,
             coverage=coverage,
-            keep=self._memory.rung <= 2,
             interpret=self._memory.interpret,
             **how,
         )

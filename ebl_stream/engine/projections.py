@@ -45,7 +45,6 @@ class ProjectionSum:
         self._split = HalfSplit(self._period)
         self._scratch = threading.local()
         self._total = np.zeros(shape)
-        self._summed: set[int] = set()
         step = max(1, shape[0] // CENTER_ROWS)
         self._center_rows = np.arange(step // 2, shape[0], step)[:CENTER_ROWS]
         self._center_values: dict[int, NDArray[np.float32]] = {}
@@ -71,41 +70,39 @@ class ProjectionSum:
             self.window.applied[places] = target[places]
 
     def _blocks(self, places: Places) -> list[Places]:
-        """Split places into blocks, those that were added before apart."""
-        is_old = np.array([place in self._summed for place in places], bool)
-        return [
-            group[start : start + BLOCK]
-            for group in (places[is_old], places[~is_old])
-            for start in range(0, len(group), BLOCK)
-        ]
+        """Split places into blocks, those that were added before first."""
+        is_old = self.window.summed[places]
+        ordered = np.concatenate([places[is_old], places[~is_old]])
+        return [ordered[k : k + BLOCK] for k in range(0, len(ordered), BLOCK)]
 
     def _add(self, places: Places, shares: NDArray[np.float64]) -> None:
         """Add projections to the grids of every slab that is held."""
         prepared = self._prepare(places)
         theta = self.window.theta[places]
         footprint = self.grids.footprint(theta)
-        is_new = bool(len(places)) and int(places[0]) not in self._summed
-        total = self._total if is_new else None
+        is_new = ~self.window.summed[places]
+        signs = is_new.astype(int).tolist()
+        n_new = int(is_new.sum())
         found = np.zeros(
-            (len(places), len(self._center_rows), self._total.shape[1]), np.float32
+            (n_new, len(self._center_rows), self.image_shape[1]), np.float32
         )
 
         def one(slab: int) -> None:
             z0, z1 = self.grids.ranges[slab]
             begun = time.perf_counter()
             room = self._room(z1 - z0)[: len(places)]
-            values = prepared.rows((z0, z1), total=total, out=room)
+            values = prepared.rows((z0, z1), total=self._total, signs=signs, out=room)
             self.grids.timings.note("preprocess", slab, time.perf_counter() - begun)
-            if is_new:
+            if n_new:
                 mine = (self._center_rows >= z0) & (self._center_rows < z1)
-                found[:, mine] = values[:, self._center_rows[mine] - z0]
+                rows = self._center_rows[mine] - z0
+                found[:, mine] = values[np.ix_(is_new, rows)]
             self.grids.add(slab, values, theta, shares, footprint)
 
         self.grids.each(one)
-        if is_new:
-            self._summed.update(map(int, places))
-            for place, rows in zip(places, found, strict=True):
-                self._center_values[int(place)] = rows
+        self.window.summed[places] = True
+        for place, rows in zip(places[is_new], found, strict=True):
+            self._center_values[int(place)] = rows
 
     def _room(self, n_rows: int) -> NDArray[np.float32]:
         """Return where a thread puts a slab's line integrals, again and again."""
@@ -155,7 +152,7 @@ class ProjectionSum:
         self._forget_sums()
 
     def _forget_sums(self) -> None:
-        self._summed.clear()
+        self.window.summed[:] = False
         self._total[:] = 0
 
     def balance_halves(self) -> None:
@@ -169,9 +166,10 @@ class ProjectionSum:
 
     def rings(self) -> Rings | None:
         """Return what every angle sees alike; None where it is not removed."""
-        if self._rooms.rings is None or not self._summed:
+        n_summed = int(self.window.summed.sum())
+        if self._rooms.rings is None or not n_summed:
             return None
-        mean = (self._total / len(self._summed)).astype(np.float32)
+        mean = (self._total / n_summed).astype(np.float32)
         profile = self._rooms.rings.profile(mean)
         return Rings(profile, self.window.theta, self.window.applied)
 
@@ -179,6 +177,11 @@ class ProjectionSum:
     def center_theta(self) -> NDArray[np.float64]:
         """rad, of the projections in `center_rows`."""
         return self.window.theta[list(self._center_values)]
+
+    def sample_rows(self, n: int) -> NDArray[np.float32]:
+        """Return the rows of `center_rows` of at most ``n`` projections, evenly."""
+        values = list(self._center_values.values())
+        return np.stack(values[:: -(-len(values) // n)])
 
     def center_rows(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return some rows' line integrals ``[angle, row, column]``, and theta, rad."""
@@ -191,8 +194,8 @@ class ProjectionSum:
         if self.window.applied[place].any():
             self._add(places, -self.window.applied[places])
             self.window.applied[place] = 0
-        if place in self._summed:
-            self._summed.discard(place)
+        if self.window.summed[place]:
+            self.window.summed[place] = False
             prepared = self._prepare(places)
             for slab in self.grids.held:
                 rows = self.grids.ranges[slab]

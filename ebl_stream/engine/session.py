@@ -8,7 +8,6 @@ replay repeats the live run.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +36,7 @@ from ebl_stream.errors import InputError
 from ebl_stream.frames import (
     Closed,
     Frame,
+    Image,
     Item,
     Kind,
     Reason,
@@ -148,12 +148,17 @@ class Session:
             self._ledgers[frame.kind].reject(frame.index, "non_finite")
             return
         self._references.add(frame.kind, frame.index, frame.image, self._next_index)
+        if self._sum is None:
+            # Before the first projection: memory is made ready meanwhile.
+            self._begin(frame.image)
 
     def _unusable(self, frame: Frame) -> Reason | None:
         """Say why a projection cannot be used, if so."""
         image = frame.image
         if self._shape is None:
             self._shape, self._dtype = image.shape, image.dtype
+            if self._sum is None or self._sum.image_shape != image.shape:
+                self._begin(image)
         if image.shape != self._shape or image.dtype != self._dtype:
             return "wrong_shape"
         if not np.isfinite(frame.theta):
@@ -187,34 +192,42 @@ class Session:
     # --------------------------------------------------------------- the grids
 
     def _projections(self) -> ProjectionSum:
-        """Return the sum of this run, made when the frames' shape is known."""
-        if self._sum is None:
-            assert self._shape is not None  # noqa: S101  (set by the first frame)
-            shape, refresh = self._shape, self._profile.refresh
-            self.center.begin(shape[1])
-            field = self._field(shape[1])
-            self._memory = memory = self._plan_memory((shape[0], field.n_columns))
-            grids = Grids(
-                self._rooms.reconstruct,
-                shape[0],
-                field,
-                refresh.slab_rows,
-                self.center.position,
-                memory,
-                self._accumulators,
-            )
-            self._sum = ProjectionSum(self._rooms, self._window, grids, shape)
-            self._looks = Looks(
-                self._profile,
-                self._rooms,
-                self._views,
-                self.center,
-                self._sum,
-                memory,
-                self._is_behind,
-                self._facts,
-            )
+        assert self._sum is not None  # noqa: S101  (the first frame began it)
         return self._sum
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the memory is there that projections will need."""
+        return self._sum is not None and self._sum.grids.is_ready
+
+    def _begin(self, image: Image) -> None:
+        """Make what the run needs, now that the shape of its frames is known."""
+        if self._sum is not None:
+            self._sum.grids.close()
+        refresh, shape = self._profile.refresh, (image.shape[0], image.shape[1])
+        self.center.begin(shape[1])
+        field = self._field(shape[1])
+        self._memory = self._plan_memory(image, (shape[0], field.n_columns))
+        grids = Grids(
+            self._rooms.reconstruct,
+            shape[0],
+            field,
+            refresh.slab_rows,
+            self.center.position,
+            self._memory,
+            self._accumulators,
+        )
+        self._sum = ProjectionSum(self._rooms, self._window, grids, shape)
+        self._looks = Looks(
+            self._profile,
+            self._rooms,
+            self._views,
+            self.center,
+            self._sum,
+            self._memory,
+            self._is_behind,
+            self._facts,
+        )
 
     def _field(self, n_columns: int) -> Field:
         offset = self._profile.geometry.offset_detector
@@ -222,11 +235,9 @@ class Session:
         known = self.center.position if stated or not offset else None
         return Field(n_columns, known, offset=offset)
 
-    def _plan_memory(self, shape: tuple[int, int]) -> MemoryPlan:
-        assert self._dtype is not None  # noqa: S101  (set by the first frame)
+    def _plan_memory(self, image: Image, shape: tuple[int, int]) -> MemoryPlan:
         promised = self._ledgers[Kind.PROJECTION].n_promised
-        assert self._shape is not None  # noqa: S101
-        stack = promised * math.prod(self._shape) * self._dtype.itemsize
+        stack = promised * image.nbytes
         feed, ring = self._profile.feed, self._profile.window.max_bytes
         waiting = feed.max_bytes if feed.address else 0
         plan = plan_memory(

@@ -46,8 +46,6 @@ class Look:
     coverage: float
     """Projections in the grids over projections that the run owes, 0..1."""
     lens: Lens
-    keep: bool
-    """Whether there is memory for the whole volume."""
     interpret: bool
     """Whether there is memory to denoise and segment it."""
     final: bool = False
@@ -77,11 +75,18 @@ class Views:
         self._rooms = rooms
         self._shape: tuple[int, int, int] | None = None
         self._whole: NDArray[np.float32] | None = None
+        self._touching: list[Future[None]] = []
         self._newest_latency: float | None = None
         self._rows: dict[int, dict[str, Any]] = {}
         self._n_previews = 0
         self._previews: Previews | None = None
         self._looks: list[int] = []
+
+    def make_room(self, grids: Grids) -> None:
+        """Begin to take memory for the whole volume, on the slabs' threads."""
+        n = grids.n_columns
+        self._whole = whole = aligned_empty((grids.ranges[-1][1], n, n))
+        self._touching = [grids.begin(whole[a:b].fill, 0) for a, b in grids.ranges]
 
     def preview(
         self,
@@ -170,6 +175,8 @@ class Views:
 
         Returns the slabs that were made.
         """
+        while self._touching:
+            self._touching.pop().result()
         done: list[int] = []
         under_way: deque[Future[None]] = deque()
         for slab in slabs:
@@ -307,11 +314,6 @@ class Views:
             return self._previews
         n = grids.n_columns
         self._shape = shape = (grids.ranges[-1][1], n, n)
-        if look.keep:
-            self._whole = aligned_empty(shape)
-            touched = [grids.submit(self._whole[a:b].fill, 0) for a, b in grids.ranges]
-            for future in touched:
-                future.result()
         arrays = [ArraySpec("recon", shape, "<f4", "1/px")]
         if self._rooms.denoise is not None and look.interpret:
             arrays.append(ArraySpec("denoised", shape, "<f4", "1/px"))

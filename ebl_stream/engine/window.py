@@ -53,6 +53,7 @@ class Window:
         self._theta = np.empty(FIRST_ROOM)
         self._half = np.empty(FIRST_ROOM, np.int8)
         self._applied = np.empty((FIRST_ROOM, 2))
+        self._summed = np.empty(FIRST_ROOM, bool)
         self._scratch: IO[bytes] | None = None
 
     def __len__(self) -> int:
@@ -76,6 +77,11 @@ class Window:
         """rad, (place, half): the weights with which each stands in the grids."""
         return self._applied[: len(self)]
 
+    @property
+    def summed(self) -> NDArray[np.bool_]:
+        """(place,): whether it is in the sums that rings and center are found from."""
+        return self._summed[: len(self)]
+
     def put(self, frame: Frame, half: int) -> int:
         """Keep a projection and return its place; the last write of an index wins.
 
@@ -90,6 +96,7 @@ class Window:
         self._theta[place] = frame.theta
         self._half[place] = half
         self._applied[place] = 0
+        self._summed[place] = False
         self._images[place] = self._keep(frame)
         return place
 
@@ -99,6 +106,7 @@ class Window:
             self._theta = np.resize(self._theta, 2 * place)
             self._half = np.resize(self._half, 2 * place)
             self._applied = np.resize(self._applied, (2 * place, 2))
+            self._summed = np.resize(self._summed, 2 * place)
         self.places[index] = place
         self.indices.append(index)
         self._images.append(_Spilled(0, (), np.dtype("u1")))

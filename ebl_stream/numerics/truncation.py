@@ -16,6 +16,9 @@ CLEARLY = 0.1
 JUDGED_ROWS = 16
 """Rows that are looked at, at most."""
 
+JUDGED_VIEWS = 128
+"""Projections that are looked at, at most."""
+
 NOISE = 4.0
 """Standard errors that it must be above, too."""
 
@@ -45,7 +48,8 @@ def truncation(line_integrals: NDArray[np.floating]) -> Truncation:
     """
     n_rows, n_columns = line_integrals.shape[1:]
     step = max(1, n_rows // JUDGED_ROWS)
-    line_integrals = line_integrals[:, step // 2 :: step][:, :JUDGED_ROWS]
+    every = -(-len(line_integrals) // JUDGED_VIEWS)
+    line_integrals = line_integrals[::every, step // 2 :: step][:, :JUDGED_ROWS]
     width = max(2, round(EDGE_SHARE * n_columns))
     object_level = float(np.percentile(line_integrals, 95))
     found = []
