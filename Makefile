@@ -53,9 +53,9 @@ $(READY): pyproject.toml
 	fi; \
 	if ! $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
 	  echo "Setting up $(VENV) with $$python ($$("$$python" -V))."; \
-	  echo "pip will download about 170 packages, some 0.5 GB, and PyTorch: 0.2 GB where pip"; \
+	  echo "pip will download about 190 packages, some 0.8 GB, and PyTorch: 0.2 GB where pip"; \
 	  echo "finds its CPU build, up to 3 GB where it finds only the one with CUDA."; \
-	  echo "On disk 2.5 GB, or 6 GB with CUDA. What pip has in its cache is not downloaded again."; \
+	  echo "On disk 3.2 GB, or 7 GB with CUDA. What pip has in its cache is not downloaded again."; \
 	  "$$python" -m venv --clear $(VENV); \
 	else \
 	  echo "Bringing $(VENV) up to date: only what is missing is downloaded."; \

@@ -154,7 +154,7 @@ def test_previews_before_the_end_come_from_the_grids(tmp_path, theta, values):
         tmp_path, images, theta, hooks=[look], **GIVEN, **{"refresh.every": 0.5}
     )
     assert len(seen) > 5
-    half = sessions.run(tmp_path, images, theta, range(48), **GIVEN).array()
+    half = sessions.run(tmp_path, images, theta, range(45), **GIVEN).array()
 
     def distance(k):
         return np.abs(seen[k]["plane_z"][0] - half[35]).max()

@@ -70,6 +70,7 @@ def test_without_a_promise_points_grow_apart():
 
 def order_of(is_behind=None, first_rows=None):
     budget = Budget(is_behind)
+    budget.start()
     return budget, SlabOrder(SLABS, first_rows, budget)
 
 

@@ -200,6 +200,11 @@ class Grids:
         self._accumulators[slab].add(wide, theta, shares, footprint=footprint)
         self.timings.note("accumulate", slab, time.perf_counter() - begun)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the grids that are held."""
+        return sum(grid.nbytes for grid in self._accumulators.values())
+
     def footprint(self, theta: NDArray[np.float64]) -> Footprint:
         """Return where projections at ``theta`` (rad) go: the same for every slab."""
         return self._fourier.footprint(theta)

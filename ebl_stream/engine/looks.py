@@ -20,6 +20,9 @@ from ebl_stream.numerics.truncation import JUDGED_VIEWS, truncation
 from ebl_stream.numerics.windows import Window
 from ebl_stream.profile import Profile
 
+READ_PER_S = 4e9
+"""Bytes of grids that a preview goes through in a second, about."""
+
 log = logging.getLogger(__name__)
 
 
@@ -92,6 +95,11 @@ class Looks:
         """Whether a look is due at ``n`` projections."""
         return self._versions.reached(n) or self._previews.reached(n)
 
+    def hurries(self, n: int) -> bool:
+        """Whether it is due before a block is full."""
+        points = (self._versions, self._previews)
+        return any(each.reached(n) and each.is_fine for each in points)
+
     def __call__(self) -> None:
         """Make the look that is due; the grids are settled."""
         n, promised = len(self._projections.window), self._facts().promised
@@ -103,7 +111,7 @@ class Looks:
         self._budget.begin()
         self._watch_edges()
         self._keep_center()
-        if not self._budget.is_spent:
+        if self._budget.allows(self._projections.grids.nbytes / READ_PER_S):
             self._preview(wishes)
         if is_version:
             self._publish(wishes, final=False)
@@ -123,6 +131,7 @@ class Looks:
 
     def follow_center(self) -> None:
         """Measure the center, as soon and as often as that may bring news."""
+        self._budget.start()
         if self._center.wants(self._projections.center_theta):
             self._find_center(preview=True)
 

@@ -25,6 +25,9 @@ from ebl_stream.stages import References
 CENTER_ROWS = 16
 """Detector rows kept as line integrals for the center finder, at most."""
 
+AT_ONCE = BLOCK + 8
+"""Projections added together: a block, and neighbors whose weights it changed."""
+
 NEGLIGIBLE = 1e-6
 """Relative change of a weight that is not worth a scatter."""
 
@@ -73,7 +76,7 @@ class ProjectionSum:
         """Split places into blocks, those that were added before first."""
         is_old = self.window.summed[places]
         ordered = np.concatenate([places[is_old], places[~is_old]])
-        return [ordered[k : k + BLOCK] for k in range(0, len(ordered), BLOCK)]
+        return [ordered[k : k + AT_ONCE] for k in range(0, len(ordered), AT_ONCE)]
 
     def _add(self, places: Places, shares: NDArray[np.float64]) -> None:
         """Add projections to the grids of every slab that is held."""
@@ -106,7 +109,7 @@ class ProjectionSum:
 
     def _room(self, n_rows: int) -> NDArray[np.float32]:
         """Return where a thread puts a slab's line integrals, again and again."""
-        shape = (BLOCK, n_rows, self.image_shape[1])
+        shape = (AT_ONCE, n_rows, self.image_shape[1])
         kept = getattr(self._scratch, "room", None)
         if kept is None or kept.shape != shape:
             self._scratch.room = kept = np.empty(shape, np.float32)

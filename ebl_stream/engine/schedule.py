@@ -36,6 +36,7 @@ class Points:
     def __init__(self, every: float) -> None:
         self._every = every
         self._next = 0
+        self._step = 0
 
     def begin(self, promised: int | None) -> None:
         """Set the first point."""
@@ -45,6 +46,11 @@ class Points:
         """Whether ``n`` projections have reached the next point."""
         return n >= self._next
 
+    @property
+    def is_fine(self) -> bool:
+        """Whether the points lie closer than blocks, which then wait for none."""
+        return self._step < BLOCK
+
     def passed(self, n: int, promised: int | None) -> None:
         """Set the point after ``n`` projections."""
         self._next = self._after(n, promised)
@@ -52,11 +58,13 @@ class Points:
     def _after(self, n: int, promised: int | None) -> int:
         if not self._every:
             return sys.maxsize
-        if promised:
-            step = max(1, round(self._every * promised))
-            # The last look is made when the run closes, with everything it needs.
-            return n + step if n + 1.5 * step <= promised else sys.maxsize
-        return max(n + BLOCK, round(n * (1 + GROWTH * self._every)))
+        if not promised:
+            self._step = BLOCK
+            return max(n + BLOCK, round(n * (1 + GROWTH * self._every)))
+        self._step = step = max(1, round(self._every * promised))
+        point = (n // step + 1) * step
+        # The last look is made when the run closes, with everything it needs.
+        return point if point + step / 2 <= promised else sys.maxsize
 
 
 class Budget:
@@ -70,13 +78,20 @@ class Budget:
 
     def __init__(self, is_behind: Callable[[], bool] | None) -> None:
         self._is_behind = is_behind
-        self._began = self._ended = time.monotonic()
+        self._ended: float | None = None
+        self._began = 0.0
         self._left_s = 0.0
+
+    def start(self) -> None:
+        """Begin to count, with the first projections; once."""
+        if self._ended is None:
+            self._ended = time.monotonic()
 
     def begin(self) -> None:
         """Begin a look."""
+        self.start()
         self._began = time.monotonic()
-        self._left_s += SHARE * (self._began - self._ended)
+        self._left_s += SHARE * (self._began - (self._ended or self._began))
 
     def end(self) -> None:
         """End a look; what it took too long, the next ones do not have."""
@@ -86,10 +101,14 @@ class Budget:
     @property
     def is_spent(self) -> bool:
         """Whether frames wait, and it is their turn."""
+        return not self.allows(0.0)
+
+    def allows(self, seconds: float) -> bool:
+        """Whether nobody waits, or something that takes so long may be begun."""
+        if self._is_behind is None:
+            return True
         took = time.monotonic() - self._began
-        return (
-            took >= self._left_s and self._is_behind is not None and self._is_behind()
-        )
+        return took + seconds < self._left_s or not self._is_behind()
 
 
 class SlabOrder:

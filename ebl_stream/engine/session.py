@@ -177,15 +177,15 @@ class Session:
         self._since_settle += 1
         n = len(self._window)
         assert self._looks is not None  # noqa: S101  (made with the sum)
-        is_due = self._looks.due(n)
-        if (self._since_settle < BLOCK and not is_due) or not self._ready(n):
+        is_full = self._since_settle >= BLOCK or self._looks.hurries(n)
+        if not is_full or not self._ready(n):
             return
-        if self._is_behind is not None and not projections.grids.is_ready:
+        if self._is_behind is not None and not self.is_ready:
             return  # live: frames gather in the window while memory is made ready
         projections.settle()
         self._since_settle = 0
         self._looks.follow_center()
-        if is_due:
+        if self._looks.due(n):
             self._looks()
         self._tell("running")
 
@@ -198,7 +198,9 @@ class Session:
     @property
     def is_ready(self) -> bool:
         """Whether the memory is there that projections will need."""
-        return self._sum is not None and self._sum.grids.is_ready
+        return (
+            self._sum is not None and self._sum.grids.is_ready and self._views.is_ready
+        )
 
     def _begin(self, image: Image) -> None:
         """Make what the run needs, now that the shape of its frames is known."""

@@ -88,6 +88,11 @@ class Views:
         self._whole = whole = aligned_empty((grids.ranges[-1][1], n, n))
         self._touching = [grids.begin(whole[a:b].fill, 0) for a, b in grids.ranges]
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether that memory is there."""
+        return all(future.done() for future in self._touching)
+
     def preview(
         self,
         projections: ProjectionSum,

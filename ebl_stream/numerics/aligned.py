@@ -11,6 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGE_PAGE = 1 << 21
+PRIVATE = (
+    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    if hasattr(mmap, "MAP_PRIVATE")
+    else {}
+)
 LINE = 64
 """Bytes of a cache line, and of the widest vector."""
 
@@ -25,7 +30,8 @@ def aligned_empty(shape: Sequence[int]) -> NDArray[np.float32]:
     large = n_bytes >= 2 * LARGE_PAGE
     boundary = LARGE_PAGE if large else LINE
     if large:
-        memory = mmap.mmap(-1, n_bytes + boundary)
+        # Private: memory that might be shared gets no large pages.
+        memory = mmap.mmap(-1, n_bytes + boundary, **PRIVATE)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a system without them
                 memory.madvise(mmap.MADV_HUGEPAGE)
