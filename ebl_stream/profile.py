@@ -149,7 +149,7 @@ class Refresh(_Section):
     """Fraction of the promised projections between two published versions."""
     interpret_every: int = Field(default=5, ge=1)
     """Every so many versions are also denoised and segmented; the last one always."""
-    slab_rows: int = Field(default=32, ge=2, le=512, multiple_of=2)
+    slab_rows: int = Field(default=32, ge=4, le=512, multiple_of=4)
     """Detector rows reconstructed together."""
     first_rows: tuple[int, int] | None = None
     """Half-open range of rows that are refreshed first: the region of interest."""

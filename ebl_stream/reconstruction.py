@@ -219,8 +219,14 @@ class Run:
             expected = isinstance(error, InputError | OSError)
             log.error("this run ended: %s", error, exc_info=not expected)
         if session is not None:
-            session.fail(str(error))
-            session.close()
+            try:
+                session.fail(str(error))
+            except OSError as refused:  # the disk that ended the run
+                log.error(
+                    "run %s: its failure is not on disk: %s", self._run_uid, refused
+                )
+            finally:
+                session.close()
         elif self._house.on_progress is not None:
             self._house.on_progress(Progress.never_began(self._run_uid, str(error)))
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import sessions
 import zarr
 from reference import nrmse
 
+from ebl_stream.engine.memory import plan_memory
 from ebl_stream.engine.viewer import Wishes, write_wishes
 from ebl_stream.simulation.phantom import Foam
 from ebl_stream.stages.preprocess.stripes import FilterStripes
@@ -167,3 +171,84 @@ def test_previews_before_the_end_come_from_the_grids(tmp_path, theta, values):
     }
     for name, cut in cuts.items():
         assert np.abs(at_half[name] - cut).max() < 1e-4 * np.abs(half).max()
+
+
+def test_frames_on_the_scratch_file_are_read_side_by_side(tmp_path, theta, values):
+    """Whole-sinogram stages read all frames again, on several threads."""
+    images = sessions.counts(values)
+    chain = [*sessions.PLAIN["preprocess"], "filter_stripes"]
+    settings = GIVEN | {"preprocess": chain}
+    held = sessions.run(tmp_path, images, theta, **settings).array()
+    small = settings | {"window.max_bytes": 10_000}
+    for _ in range(3):
+        spilled = sessions.run(tmp_path, images, theta, **small)
+        np.testing.assert_array_equal(spilled.array(), held)
+
+
+def test_a_nan_does_not_make_the_threads_wait_for_themselves(tmp_path, theta, values):
+    images = sessions.counts(values).astype(np.float32)
+    images[5, 3, 20] = np.nan
+    chain = [*sessions.PLAIN["preprocess"], "filter_stripes"]
+    done = sessions.run(tmp_path, images, theta, preprocess=chain, **GIVEN)
+    assert done.result.state == "complete"
+    assert np.isfinite(done.array()).all()
+
+
+def test_passes_find_the_center_that_one_pass_finds(tmp_path):
+    """The first pass must not judge rows that it does not hold."""
+    theta = np.arange(N_ANGLES) * np.pi / N_ANGLES
+    foam = Foam(N_COLUMNS, 256, seed=3)
+    exact = foam.project(theta, rotation_center=CENTER).astype(np.float32)
+    exact[:, :64] = 0
+    images = sessions.counts(exact)
+    whole = sessions.run(tmp_path, images, theta)
+    # Flats are float32 here, and the ring is planned for them.
+    memory = next(
+        free
+        for free in range(25_000_000, 0, -100_000)
+        if len(
+            plan_memory(
+                (256, N_COLUMNS),
+                32,
+                oversampling=1.25,
+                interpret=False,
+                ring_bytes=2 * images.nbytes,
+                free=free,
+                threads=2,
+            ).passes
+        )
+        >= 3
+    )
+    passes = sessions.run(tmp_path, images, theta, memory=memory)
+    assert passes.metadata["memory"]["passes"] >= 3
+    assert passes.metadata["truncated"] is None
+    assert passes.result.rotation_center_source == "measured"
+    found = passes.result.rotation_center
+    assert found == pytest.approx(whole.result.rotation_center, abs=0.1)
+
+
+def test_rings_are_left_alone_while_they_cannot_be_told(tmp_path, theta, values):
+    """A run that ends early keeps its sample, whatever stages come in the end."""
+    images = sessions.counts(values[:, :8])
+    few = range(12)
+    chain = [*sessions.PLAIN["preprocess"], "filter_stripes"]
+    rings = [*sessions.PLAIN["preprocess"], "remove_rings", "filter_stripes"]
+    without, with_rings = (
+        sessions.run(tmp_path, images, theta, few, preprocess=stages, **GIVEN).array()
+        for stages in (chain, rings)
+    )
+    np.testing.assert_array_equal(with_rings, without)
+
+
+def test_nothing_is_kept_after_the_run(tmp_path, theta, values):
+    held = []
+
+    def look(session, item):
+        held[:] = [weakref.ref(session), weakref.ref(session._views)]
+
+    gc.disable()
+    try:
+        sessions.run(tmp_path, sessions.counts(values), theta, hooks=[look], **GIVEN)
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()

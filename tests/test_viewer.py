@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 
 import pytest
 
@@ -42,3 +43,18 @@ def test_nonsense_is_logged_and_ignored(tmp_path, text, caplog):
     with caplog.at_level(logging.WARNING):
         assert read_wishes(tmp_path) == Wishes()
     assert NAME in caplog.text
+
+
+@pytest.mark.parametrize(
+    "normal", ["[1e-200, 0, 0]", "[NaN, 1, 0]", "[Infinity, 0, 0]"]
+)
+def test_a_plane_without_direction_is_ignored(tmp_path, normal):
+    text = f'{{"plane": {{"point": [1, 2, 3], "normal": {normal}}}}}'
+    (tmp_path / NAME).write_text(text)
+    assert read_wishes(tmp_path) == Wishes()
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / NAME)
+    assert read_wishes(tmp_path) == Wishes()

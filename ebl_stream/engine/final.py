@@ -8,6 +8,7 @@ the window, slab by slab.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 
 import numpy as np
@@ -27,13 +28,17 @@ class FinalPass:
     projections : ProjectionSum
         Settled: all projections stand in the grids with their final weights.
     rooms : Rooms
+    rings : bool
+        Whether what every angle sees alike is taken away.
     """
 
-    def __init__(self, projections: ProjectionSum, rooms: Rooms) -> None:
+    def __init__(
+        self, projections: ProjectionSum, rooms: Rooms, *, rings: bool
+    ) -> None:
         self._projections = projections
         self._rooms = rooms
         self._order = sinogram_order(projections.window.theta)
-        self._rings = projections.rings()
+        self._rings = projections.rings() if rings else None
         self._whole = self._spool() if rooms.preprocessor.whole_frame else None
 
     def refill_grids(self) -> None:
@@ -96,10 +101,16 @@ class FinalPass:
         """Return all line integrals, in a file: whole frames are worked on once."""
         shape = self._projections.image_shape
         with tempfile.TemporaryFile(prefix="ebl_stream-") as file:
+            # A full disk is an error now, not the end of the process later.
+            os.posix_fallocate(
+                file.fileno(), 0, 4 * len(self._order) * math.prod(shape)
+            )
             whole = np.memmap(file, np.float32, "w+", shape=(len(self._order), *shape))
         start = 0
         for places in self._blocks():
             stop = start + len(places)
-            whole[start:stop] = self._projections.line_integrals(places, (0, shape[0]))
+            whole[start:stop] = self._projections.line_integrals(
+                places, (0, shape[0]), self._projections.grids.map
+            )
             start = stop
         return whole

@@ -17,7 +17,7 @@ from ebl_stream.engine.memory import MemoryPlan, n_threads
 from ebl_stream.engine.schedule import BLOCK, Timings
 from ebl_stream.numerics.accumulate import Accumulator
 from ebl_stream.numerics.aligned import aligned_empty
-from ebl_stream.numerics.fourier_plan import Footprint
+from ebl_stream.numerics.fourier_plan import Footprint, Padding
 from ebl_stream.numerics.tiles import tiles
 from ebl_stream.numerics.windows import Window
 from ebl_stream.stages.reconstruct import Fourier
@@ -143,14 +143,14 @@ class Grids:
         center = self.field.to_field(rotation_center)
         self.each(lambda slab: self._accumulators[slab].reset(center))
 
-    def pad_with_edges(self) -> bool:
-        """Take the detector's edges for what lies beyond them, from the next reset on.
+    def pad(self, padding: Padding) -> bool:
+        """Take zeros or the edges for what lies beyond the detector.
 
-        Returns whether that is something new.
+        From the next reset on; returns whether that is something new.
         """
         before, self._fourier = (
             self._fourier,
-            self._reconstruct.plan(self.n_columns, "edge"),
+            self._reconstruct.plan(self.n_columns, padding),
         )
         self._scratch = threading.local()
         return self._fourier != before

@@ -78,6 +78,8 @@ class Looks:
         self._order = SlabOrder(ranges, profile.refresh.first_rows, self._budget)
         if memory.rung <= 2:
             views.make_room(projections.grids)
+        else:
+            views.drop_room()
         self.truncated: str | None = None
         """Why the object is known to leave the field of view."""
         self._versions = Points(profile.refresh.every)
@@ -117,16 +119,20 @@ class Looks:
             self._publish(wishes, final=False)
         self._budget.end()
 
-    def _watch_edges(self) -> None:
-        """Say so when the object leaves the field, and reconstruct accordingly."""
-        if self.truncated is not None or self._projections.grids.field.offset:
+    def _watch_edges(self, *, final: bool = False) -> None:
+        """Say so when the object leaves the field, and reconstruct accordingly.
+
+        The last look decides, whatever the earlier ones have seen.
+        """
+        grids = self._projections.grids
+        if grids.field.offset or (self.truncated and not final):
             return
         verdict = truncation(self._projections.sample_rows(JUDGED_VIEWS))
-        if not verdict.truncated:
-            return
-        self.truncated = verdict.reason
-        log.warning("%s; padded with what the edges see", verdict.reason)
-        if self._projections.grids.pad_with_edges():
+        before = self.truncated
+        self.truncated = verdict.reason if verdict.truncated else None
+        if verdict.truncated and not before:
+            log.warning("%s; padded with what the edges see", verdict.reason)
+        if grids.pad("edge" if verdict.truncated else "zero"):
             self._rebuild()
 
     def follow_center(self) -> None:
@@ -154,7 +160,7 @@ class Looks:
 
     def last(self) -> None:
         """Make the final volume, pass by pass; the grids are settled."""
-        self._watch_edges()
+        self._watch_edges(final=True)
         self._keep_center()
         if self._center.may_be_measured:
             self._find_center(preview=False)
@@ -163,6 +169,7 @@ class Looks:
         for slabs in self._memory.passes[1:]:
             self._projections.hold(range(*slabs))
             self._projections.settle()
+            self._views.begin_pass()
             self._finish()
 
     def _finish(self) -> None:
@@ -179,7 +186,8 @@ class Looks:
             self._publish(Wishes(), final=True)
             return
         projections.balance_halves()
-        better = FinalPass(projections, rooms)
+        coverage = self._facts().coverage
+        better = FinalPass(projections, rooms, rings=self._rings_count(coverage))
         better.refill_grids()
         make = better.volume if rooms.backend else None
         self._publish(Wishes(), final=True, rings=not rooms.final, make=make)
@@ -207,8 +215,7 @@ class Looks:
         make: Make | None = None,
     ) -> None:
         facts, projections = self._facts(), self._projections
-        stage = self._rooms.rings
-        rings = rings and stage is not None and facts.coverage >= stage.min_coverage
+        rings = rings and self._rings_count(facts.coverage)
         lens = self._lens(wishes.window, rings=rings)
         n, held = len(projections.window), projections.grids.held
         self._views.publish(
@@ -218,6 +225,11 @@ class Looks:
             received=facts.received,
             provenance=facts.provenance,
         )
+
+    def _rings_count(self, coverage: float) -> bool:
+        """Whether rings can be told from the sample by now."""
+        stage = self._rooms.rings
+        return stage is not None and coverage >= stage.min_coverage
 
     def _look(self, lens: Lens, coverage: float, **how: Any) -> Look:
         return Look(

@@ -100,6 +100,10 @@ def free_memory() -> int | None:
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        kept = Path("/sys/fs/cgroup/memory.stat").read_text()
+        # Files that are kept in memory make room when somebody needs it.
+        files = re.findall(r"^(?:in)?active_file (\d+)$", kept, re.MULTILINE)
+        used -= sum(map(int, files))
     except (OSError, ValueError):
         return free
     return free if limit == "max" else min(free, int(limit) - used)
@@ -177,9 +181,13 @@ def _rungs(
     room = int(SPARE * (free or 0)) - fixed
     at_once = max(1, room // single - 1)
     edges = [*range(0, n_slabs, at_once), n_slabs]
-    passes = tuple(itertools.pairwise(edges))
+    passes = list(itertools.pairwise(edges))
+    # The first one shows the center: the sample is most likely in the middle.
+    passes.insert(0, passes.pop(len(passes) // 2))
     middles = frozenset((a + b) // 2 for a, b in passes)
-    yield MemoryPlan(4, coarse, middles, False, passes, fixed + (at_once + 1) * single)
+    yield MemoryPlan(
+        4, coarse, middles, False, tuple(passes), fixed + (at_once + 1) * single
+    )
 
 
 def _grid_bytes(n_columns: int, oversampling: float, halves: int) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,9 @@ NEGLIGIBLE = 1e-6
 
 Places = NDArray[np.intp]
 
+Each = Callable[..., Iterable[Any]]
+"""Does as the built-in ``map``."""
+
 
 class ProjectionSum:
     """The projections of one run, and their weighted sum in the grids."""
@@ -48,8 +53,11 @@ class ProjectionSum:
         self._split = HalfSplit(self._period)
         self._scratch = threading.local()
         self._total = np.zeros(shape)
-        step = max(1, shape[0] // CENTER_ROWS)
-        self._center_rows = np.arange(step // 2, shape[0], step)[:CENTER_ROWS]
+        first, stop = grids.ranges[grids.held[0]][0], grids.ranges[grids.held[-1]][1]
+        step = max(1, (stop - first) // CENTER_ROWS)
+        rows = np.arange(first + step // 2, stop, step)
+        self._center_rows = rows[:CENTER_ROWS]
+        self._is_first_pass = True
         self._center_values: dict[int, NDArray[np.float32]] = {}
         self.angular_coverage = 0.0
         """Share of the needed circle that the angles present stand for, 0..1."""
@@ -104,8 +112,9 @@ class ProjectionSum:
 
         self.grids.each(one)
         self.window.summed[places] = True
-        for place, rows in zip(places[is_new], found, strict=True):
-            self._center_values[int(place)] = rows
+        if self._is_first_pass:
+            for place, rows in zip(places[is_new], found, strict=True):
+                self._center_values[int(place)] = rows
 
     def _room(self, n_rows: int) -> NDArray[np.float32]:
         """Return where a thread puts a slab's line integrals, again and again."""
@@ -115,19 +124,23 @@ class ProjectionSum:
             self._scratch.room = kept = np.empty(shape, np.float32)
         return kept
 
-    def _prepare(self, places: Places) -> Prepared:
+    def _prepare(self, places: Places, each: Each | None = None) -> Prepared:
         """Do with raw frames what concerns more than their rows."""
         images = [self.window.image(place) for place in places]
         positions = [self.window.indices[place] for place in places]
         return self._rooms.preprocessor.prepare(
-            images, self.references, positions, each=self.grids.map
+            images, self.references, positions, each=each or self.grids.map
         )
 
     def line_integrals(
-        self, places: Places, rows: tuple[int, int]
+        self, places: Places, rows: tuple[int, int], each: Each = map
     ) -> NDArray[np.float32]:
-        """Return some projections' rows ``[angle, row, column]`` once more."""
-        return self._prepare(places).rows(rows)
+        """Return some projections' rows ``[angle, row, column]`` once more.
+
+        ``each`` may be the slabs' threads only where none of them calls: they would
+        wait for themselves.
+        """
+        return self._prepare(places, each).rows(rows)
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -150,6 +163,7 @@ class ProjectionSum:
 
     def hold(self, slabs: range) -> None:
         """Go on with other slabs: the next settle adds everything to theirs."""
+        self._is_first_pass = False
         self.grids.hold(slabs)
         self.window.applied[:] = 0
         self._forget_sums()

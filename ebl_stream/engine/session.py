@@ -321,7 +321,8 @@ class Session:
         projections = self._projections()
         assert self._shape is not None  # noqa: S101
         assert self._looks is not None  # noqa: S101
-        measured = self._references.measured(self._shape)
+        needed = self._rooms.needs_references
+        measured = self._references.measured(self._shape) if needed else None
         if measured is not None and not measured.same(projections.references):
             projections.reset(self.center.position, measured)
         elif not self._ready(len(self._window)):
@@ -414,13 +415,18 @@ class Session:
 
     def fail(self, message: str) -> None:
         """Publish that the run failed, and why."""
-        if self._views.version:
-            self._views.output.finish("failed", {"reason": message})
-        if self._on_progress is not None:
-            self._on_progress(self.progress("failed", message))
+        try:
+            if self._views.version:
+                self._views.output.finish("failed", {"reason": message})
+        finally:
+            if self._on_progress is not None:
+                self._on_progress(self.progress("failed", message))
 
     def close(self) -> None:
         """Let go of frames, grids and threads."""
         self._window.close()
         if self._sum is not None:
             self._sum.grids.close()
+        self._views.close()
+        # The run's memory goes now, not when Python looks for cycles.
+        self._sum = self._looks = None

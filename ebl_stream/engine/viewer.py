@@ -7,6 +7,7 @@ changes previews only: the final volume is what the profile says.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -32,8 +33,10 @@ class Plane(BaseModel):
 
     @model_validator(mode="after")
     def _has_direction(self) -> Plane:
-        if not any(self.normal):
-            raise ValueError("normal must not be (0, 0, 0)")
+        if not all(map(math.isfinite, (*self.point, *self.normal))):
+            raise ValueError("point and normal must be finite")
+        if not 1e-6 <= max(map(abs, self.normal)) <= 1e6:
+            raise ValueError("normal must not be (0, 0, 0), nor beyond 1e-6 and 1e6")
         return self
 
 
@@ -64,8 +67,10 @@ def read_wishes(folder: Path) -> Wishes:
     """
     path = folder / NAME
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        # Not to be kept waiting, whatever lies there.
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(number, "rb") as file:
+            raw = file.read(MAX_BYTES + 1) or b""
     except OSError:
         return Wishes()
     try:

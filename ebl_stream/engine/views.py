@@ -88,6 +88,22 @@ class Views:
         self._whole = whole = aligned_empty((grids.ranges[-1][1], n, n))
         self._touching = [grids.begin(whole[a:b].fill, 0) for a, b in grids.ranges]
 
+    def drop_room(self) -> None:
+        """Keep no whole volume."""
+        self._whole = None
+        self._touching = []
+
+    def close(self) -> None:
+        """Let go of the volume, and of the threads that write it."""
+        self.drop_room()
+        self._previews = None
+        self.output.close()
+
+    def begin_pass(self) -> None:
+        """Other slabs are made now: the volume is there when they are."""
+        self.latency["last_projection_to_recon"] = None
+        self.latency["last_projection_to_volume"] = None
+
     @property
     def is_ready(self) -> bool:
         """Whether that memory is there."""
@@ -325,7 +341,8 @@ class Views:
         if self._rooms.segment is not None and look.interpret:
             arrays.append(ArraySpec("labels", shape, "|u1", "label"))
         self._previews = Previews(self._profile.preview, shape)
-        arrays += self._previews.arrays
+        if grids.can_peek:
+            arrays += self._previews.arrays
         metadata = self._start_metadata() | provenance
         try:
             self.output.create(arrays, metadata, self._profile.refresh.slab_rows)

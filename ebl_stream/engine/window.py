@@ -6,6 +6,7 @@ rebuilt from it at any time.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from typing import IO, Any
@@ -145,11 +146,12 @@ class Window:
             self._scratch = tempfile.TemporaryFile(prefix="ebl_stream-")  # noqa: SIM115
         offset = self._scratch.seek(0, 2)
         self._scratch.write(np.ascontiguousarray(image).tobytes())
+        self._scratch.flush()
         return _Spilled(offset, image.shape, image.dtype)
 
     def _unspill(self, kept: _Spilled) -> Image:
         assert self._scratch is not None  # noqa: S101  (_spill opened it)
-        self._scratch.seek(kept.offset)
-        count = int(np.prod(kept.shape))
-        raw = self._scratch.read(count * kept.dtype.itemsize)
+        n_bytes = int(np.prod(kept.shape)) * kept.dtype.itemsize
+        # No shared position: the slabs' threads read side by side.
+        raw = os.pread(self._scratch.fileno(), n_bytes, kept.offset)
         return np.frombuffer(raw, kept.dtype).reshape(kept.shape)

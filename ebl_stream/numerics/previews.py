@@ -35,9 +35,16 @@ class _BinnedPlan(FourierPlan):
     """Of the other plan."""
     factor: int = 2
 
+    full_beta: float = 0.0
+    """Of the other plan, whose kernel filled the grid."""
+
     @property
     def n_grid(self) -> int:
         return self.n_full_grid // self.factor
+
+    @property
+    def beta(self) -> float:
+        return self.full_beta
 
 
 def binned(
@@ -104,6 +111,7 @@ def _coarse(
         plan.taps,
         n_full_grid=plan.n_grid,
         factor=factor,
+        full_beta=plan.beta,
     )
     frequency = small.grid_frequency
     radius = np.hypot(frequency[:, None], frequency)

@@ -209,6 +209,10 @@ class RunOutput:
         finally:
             self._tell()
 
+    def close(self) -> None:
+        """Let go of the threads; nothing can be written any more."""
+        self._pool.shutdown()
+
     def _check_fit(self, name: str, z0: int, slab: NDArray[Any]) -> None:
         array = self._arrays[name]
         slab_rows = self._slab_rows[name]
