@@ -17,6 +17,7 @@ import pytest
 
 from ebl_stream import profile
 from ebl_stream.errors import InputError
+from ebl_stream.service import worker as worker_module
 from ebl_stream.service.discovery import ServicePlace, service_key
 from ebl_stream.service.journal import ServiceJournal
 from ebl_stream.service.service import Service, Settings, serve
@@ -246,6 +247,38 @@ def test_a_full_disk_leaves_documents_with_their_door(
         assert not desk.door.flush(0)
     assert desk.door.wait(TIMEOUT_S)["state"] == "complete"
     assert list(desk.journals().values()) == [run("r")]
+
+
+def test_documents_that_had_to_wait_say_that_the_worker_is_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "BEHIND_S", 0.2)
+    seen: list[bool] = []
+
+    class Slow(Notebook):
+        def __call__(self, name: str, doc: dict[str, Any]) -> None:
+            seen.append(self.is_behind())
+            super().__call__(name, doc)
+
+    notebooks: list[Slow] = []
+
+    def make(*arguments: Any) -> Slow:
+        notebooks.append(Slow(*arguments))
+        return notebooks[-1]
+
+    worker = Worker(make, lambda *_: None, max_queue_bytes=10**6)
+    (notebook,) = notebooks
+    documents = [*run("r")]
+    worker.put("r", *documents[0], 1, None)
+    until(lambda: worker.is_idle)
+    notebook.gate.clear()
+    for name, doc in documents[1:]:
+        worker.put("r", name, doc, 1, None)
+    time.sleep(0.4)
+    notebook.gate.set()
+    worker.stop()
+    assert not seen[0]
+    assert seen[-1]
 
 
 def test_a_run_of_which_nothing_comes_is_answered() -> None:

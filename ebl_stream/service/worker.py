@@ -15,6 +15,8 @@ from ebl_stream.service.journal import Kept
 logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
+BEHIND_S = 2.0
+"""A document that waited so long says that documents come faster than they go."""
 IGNORED_AFTER_S = 10.0
 """After a stop document without which nothing came of a run."""
 
@@ -50,7 +52,7 @@ class Callback(Protocol):
 
 MakeCallback = Callable[[Callable[[SaysOfItself], None], Callable[[], bool]], Callback]
 """Makes the callback; its arguments are to be called with every progress, and to ask
-whether documents wait."""
+whether documents have to wait."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class _Item:
     doc: dict[str, Any] | None
     kept: Kept | None
     size: int
+    since: float = 0.0
+    """When it was queued, s on the monotonic clock."""
 
 
 class Worker:
@@ -102,6 +106,7 @@ class Worker:
         self._ended: set[str] = set()
         self._stopped_at: dict[str, float] = {}
         self._stopping = False
+        self._waited_s = 0.0
         self._thread = self._start()
 
     @property
@@ -131,9 +136,10 @@ class Worker:
         with self._lock:
             # What lies in no journal has to stay in memory.
             fits = self._queued_bytes + size <= self._max_queue_bytes
-            item = _Item(run_uid, name, doc, None, size)
+            now = time.monotonic()
+            item = _Item(run_uid, name, doc, None, size, now)
             if kept is not None and not fits:
-                item = _Item(run_uid, name, None, kept, 0)
+                item = _Item(run_uid, name, None, kept, 0, now)
             self._queued_bytes += item.size
             self._n_queued += 1
         self._queue.put(item)
@@ -158,7 +164,7 @@ class Worker:
     def _start(self) -> threading.Thread:
         # Made here: a profile that cannot be furnished is the caller's to hear of.
         callback = self._make_callback(
-            self._progressed, lambda: not self._queue.empty()
+            self._progressed, lambda: self._waited_s > BEHIND_S
         )
         # A daemon: a second Ctrl-C has to end the process.
         thread = threading.Thread(
@@ -188,6 +194,7 @@ class Worker:
 
     def _work(self, callback: Callback, item: _Item) -> None:
         run_uid = item.run_uid
+        self._waited_s = time.monotonic() - item.since
         try:
             if run_uid is not None:
                 if item.name == "start" and run_uid not in self._ended:
