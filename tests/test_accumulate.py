@@ -88,7 +88,7 @@ def both_backends(plan, n_rows, center, monkeypatch):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
-    n_columns=st.integers(2, 75),
+    n_columns=st.integers(8, 75),
     n_rows=st.integers(1, 70),
     n_angles=st.integers(1, 40),
     taps=st.sampled_from([4, 6]),

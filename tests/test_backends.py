@@ -283,12 +283,12 @@ def test_blended_rows_are_not_for_cgls() -> None:
 
 def test_a_profile_may_have_the_final_volume_made_by_a_backend(tmp_path: Path) -> None:
     theta = golden_angles(80)
-    exact = Foam(48, 4, seed=2).project(theta, 24.2)
+    exact = Foam(48, 8, seed=2).project(theta, 24.2)
     settings = PLAIN | {
         "reconstruct": {"astra": {"window": "hann"}},
         "geometry.rotation_center": 24.2,
         "refresh.every": 0.5,
-        "refresh.slab_rows": 2,
+        "refresh.slab_rows": 4,
         "publish.tiled": "none",
     }
     profile = profiles.load("default", settings)

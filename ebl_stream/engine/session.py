@@ -42,6 +42,7 @@ from ebl_stream.frames import (
     Reason,
     Scan,
 )
+from ebl_stream.numerics.fourier_plan import FEWEST_COLUMNS
 from ebl_stream.profile import Profile
 from ebl_stream.publish.output import RunOutput
 from ebl_stream.result import Progress, Result
@@ -207,6 +208,11 @@ class Session:
         if self._sum is not None:
             self._sum.grids.close()
         refresh, shape = self._profile.refresh, (image.shape[0], image.shape[1])
+        if shape[1] < FEWEST_COLUMNS:
+            raise InputError(
+                f"projections of {shape[1]} columns cannot be reconstructed: "
+                f"{FEWEST_COLUMNS} or more"
+            )
         self.center.begin(shape[1])
         field = self._field(shape[1])
         self._memory = self._plan_memory(image, (shape[0], field.n_columns))

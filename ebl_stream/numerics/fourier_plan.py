@@ -31,6 +31,9 @@ Padding: TypeAlias = Literal["zero", "edge"]
 TABLE_ROWS = 4096
 """Rows of the kernel table, one per fraction of a grid step."""
 
+FEWEST_COLUMNS = 8
+"""The grid of fewer would be narrower than the kernels."""
+
 EDGE_COLUMNS = 4
 """Columns that are averaged for the value beyond the edge."""
 
@@ -71,8 +74,10 @@ class FourierPlan:
     padding: Padding = "zero"
 
     def __post_init__(self) -> None:
-        if self.n_columns < 2:
-            raise ValueError(f"n_columns must be 2 or more, not {self.n_columns}")
+        if self.n_columns < FEWEST_COLUMNS:
+            raise ValueError(
+                f"n_columns must be {FEWEST_COLUMNS} or more, not {self.n_columns}"
+            )
         if not 1 < self.oversampling <= 4:
             raise ValueError(f"oversampling must be in (1, 4], not {self.oversampling}")
         if self.taps not in (4, 6):

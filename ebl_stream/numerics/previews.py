@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from ebl_stream.numerics.accumulate import Accumulator, grid_response
 from ebl_stream.numerics.aligned import aligned_empty
-from ebl_stream.numerics.fourier_plan import FourierPlan
+from ebl_stream.numerics.fourier_plan import FEWEST_COLUMNS, FourierPlan
 from ebl_stream.numerics.kernel_cache import kernel
 from ebl_stream.numerics.tiles import FLOATS, ROWS, tiles
 from ebl_stream.numerics.windows import Window, window_response
@@ -80,8 +80,10 @@ def binned(
     """
     plan = accumulator.plan
     n_pixels = plan.n_columns // factor
-    if factor not in (2, 4) or n_pixels < 2:
-        raise ValueError(f"factor must be 2 or 4 and leave 2 pixels, not {factor}")
+    if factor not in (2, 4) or n_pixels < FEWEST_COLUMNS:
+        raise ValueError(
+            f"factor must be 2 or 4 and leave {FEWEST_COLUMNS} pixels, not {factor}"
+        )
     small, response = _coarse(plan, factor, window, shift, first_theta)
     first = (plan.n_grid - small.n_grid) // 2
     middle = slice(first, first + small.stride)
