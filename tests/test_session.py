@@ -237,6 +237,6 @@ def test_memory_budget_changes_nothing(raw, run):
 
 def test_too_few_columns_are_one_clear_error(raw, run):
     narrow = Frame(0, Kind.PROJECTION, 0.0, np.ones((4, 7), np.uint16))
-    with pytest.raises(InputError, match="7 columns .* 8 or more"):
+    with pytest.raises(InputError, match=r"7 columns .* 8 or more"):
         run([Announced(Kind.PROJECTION, 0, 1), narrow], center=3.0)
     assert not any(run.folder.iterdir())
