@@ -62,18 +62,26 @@ def run(
     memory=None,
     hooks=(),
     accumulators=None,
+    is_behind=None,
     **overrides,
 ):
     """Run frames through a fresh session.
 
     ``memory`` replaces what the machine says is free; ``hooks`` are called with the
-    session and each item, before it is taken.
+    session and each item, before it is taken. ``is_behind`` makes it a live run.
     """
     profile = profiles.load("demo", PLAIN | overrides)
     output = RunOutput(folder, f"run-{len(list(folder.iterdir()))}")
     scan = Scan("raw", {}, len(theta))
     rooms = Rooms.furnish(profile)
-    session = Session(scan, profile, rooms, output, accumulators=accumulators)
+    session = Session(
+        scan,
+        profile,
+        rooms,
+        output,
+        is_behind=is_behind,
+        accumulators=accumulators,
+    )
     known, result = (sessions.free_memory, sessions.n_threads), None
     if memory is not None:
         sessions.free_memory = lambda: int(memory)

@@ -143,7 +143,7 @@ def test_a_plain_detector_is_its_own_field():
     assert field.spread(values) is values
     assert (field.n_columns, field.rotation_center) == (32, None)
     assert field.period == HALF_TURN
-    field.check_turn(np.zeros(1))
+    assert field.unseen(np.zeros(1)) is None
 
 
 def test_without_a_center_it_says_what_to_do():
@@ -158,14 +158,15 @@ def test_an_axis_at_the_edge_is_refused(center):
 
 
 @pytest.mark.parametrize("degrees", [180, 270, 345])
-def test_less_than_a_turn_is_refused(degrees):
+def test_less_than_a_turn_is_said(degrees):
+    theta = np.deg2rad(np.arange(degrees))
     field = Field(512, 60.0, offset=True)
     assert field.period == FULL_TURN
-    with pytest.raises(InputError, match="of 360 degrees"):
-        field.check_turn(np.deg2rad(np.arange(degrees)))
+    assert "of 360 degrees" in (field.unseen(theta) or "")
+    assert Field(512, None).unseen(theta) is None
 
 
 @pytest.mark.parametrize("theta", [np.arange(360) * np.pi / 180, np.arange(900) * 2.4])
 def test_a_whole_turn_in_any_order_is_enough(theta):
     lost = np.random.default_rng(0).choice(len(theta), len(theta) // 20, replace=False)
-    Field(512, 60.0, offset=True).check_turn(np.delete(theta, lost))
+    assert Field(512, 60.0, offset=True).unseen(np.delete(theta, lost)) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 
 import numpy as np
@@ -94,6 +95,16 @@ def test_an_offset_detector_sees_the_whole_sample(tmp_path):
     assert volume.shape == expected.shape
     # Each side is seen once, not twice: noisier, but the same.
     assert nrmse(volume, expected) < 0.25
+    assert (done.result.state, done.metadata["unseen"]) == ("complete", None)
+
+
+def test_an_offset_detector_that_saw_half_a_turn_says_so(tmp_path, values):
+    theta = np.arange(len(values)) * np.pi / len(values)
+    given = {"geometry.offset_detector": True, "geometry.rotation_center": 20.0}
+    done = sessions.run(tmp_path, sessions.counts(values), theta, **given)
+    assert done.result.state == "partial"
+    assert "of 360 degrees" in done.metadata["unseen"]
+    assert "of 360 degrees" in done.result.message
 
 
 def test_viewers_change_previews_never_the_end(tmp_path, theta, values):
@@ -154,8 +165,22 @@ def test_previews_before_the_end_come_from_the_grids(tmp_path, theta, values):
                 name: zarr.open_array(output.path(name))[:] for name in planes
             }
 
+    def wait(session, item):
+        # Live, nothing is settled before memory is ready.
+        while session._sum is not None and not session.is_ready:
+            time.sleep(0.001)
+
+    every = {"refresh.every": 0.5}
+    sessions.run(tmp_path, images, theta, hooks=[look], **GIVEN, **every)
+    assert not seen  # nobody looks at a replay before its end
     sessions.run(
-        tmp_path, images, theta, hooks=[look], **GIVEN, **{"refresh.every": 0.5}
+        tmp_path,
+        images,
+        theta,
+        hooks=[wait, look],
+        is_behind=lambda: False,
+        **GIVEN,
+        **every,
     )
     assert len(seen) > 5
     half = sessions.run(tmp_path, images, theta, range(45), **GIVEN).array()

@@ -273,8 +273,8 @@ def test_plain_kernels_are_taken_where_vector_kernels_are_wrong(monkeypatch, cap
         add = staticmethod(tiles_plain.add)
 
         @staticmethod
-        def slices(plan, grids, signs, response, out):
-            tiles_plain.slices(plan, grids, signs, response, out)
+        def slices(plan, grids, signs, response, out, less=None):
+            tiles_plain.slices(plan, grids, signs, response, out, less)
             out[..., 3] *= 1.5
 
     monkeypatch.delenv(tiles.CHOICE, raising=False)

@@ -99,28 +99,30 @@ class Field:
         np.multiply(values, self._feather, out=wide[..., seen], casting="same_kind")
         return wide
 
-    def check_turn(self, theta: NDArray[np.float64]) -> None:
-        """Check that the angles show both sides of the sample.
+    def unseen(self, theta: NDArray[np.float64]) -> str | None:
+        """Say which part of the sample was seen from one side only, if any.
 
         Parameters
         ----------
         theta : ndarray, (angle,)
-            rad; of the plan, or of a complete scan.
+            rad; of a complete scan.
 
-        Raises
-        ------
-        InputError
-            An offset detector has not seen the full turn.
+        Returns
+        -------
+        str or None
+            None where the angles show all that this detector can see.
         """
         if not self.offset:
-            return
+            return None
         seen = angular_weights(theta, self.period).sum() / self.period
-        if seen < WHOLE_TURN:
-            raise InputError(
-                f"geometry.offset_detector: the angles cover {360 * seen:.0f} of 360 "
-                "degrees, so a part of the sample was seen from one side only; scan a "
-                "full turn, or set geometry.offset_detector: false"
-            )
+        if seen >= WHOLE_TURN:
+            return None
+        return (
+            f"geometry.offset_detector: the angles cover {360 * seen:.0f} of 360 "
+            "degrees, so a part of the sample was seen from one side only and is "
+            "wrong in the volume; scan a full turn, or set "
+            "geometry.offset_detector: false"
+        )
 
 
 def _checked(n_columns: int, rotation_center: float | None) -> float:

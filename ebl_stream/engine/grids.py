@@ -6,17 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream.engine.field import Field
 from ebl_stream.engine.memory import MemoryPlan, n_threads
-from ebl_stream.engine.schedule import BLOCK, Timings
+from ebl_stream.engine.schedule import Timings
 from ebl_stream.numerics.accumulate import Accumulator
 from ebl_stream.numerics.aligned import aligned_empty
+from ebl_stream.numerics.fan import Common, Fan
 from ebl_stream.numerics.fourier_plan import Footprint, Padding
 from ebl_stream.numerics.tiles import tiles
 from ebl_stream.numerics.windows import Window
@@ -26,6 +27,13 @@ T = TypeVar("T")
 
 MakeAccumulator = Callable[..., Accumulator]
 """Takes what `Accumulator` takes, and returns what can do the same."""
+
+
+Signs: TypeAlias = tuple[int, int]
+"""Of A and B in what is looked at."""
+
+SUM: Signs = (1, 1)
+DIFFERENCE: Signs = (1, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +46,8 @@ class Rings:
     """rad, (place,)."""
     shares: NDArray[np.float64]
     """rad, (place, half)."""
+    fans: dict[Signs, Fan] = field(default_factory=dict)
+    """Where the profile goes in the grids, by the signs of A and B; made at a look."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +114,7 @@ class Grids:
         self.n_threads = 1 if make else n_threads()
         self._pool = ThreadPoolExecutor(self.n_threads, "slab")
         self._scratch = threading.local()
+        self._fan_lock = threading.Lock()
         self._accumulators: dict[int, Accumulator] = {}
         self._coming: dict[int, Future[Accumulator]] = {}
         if self.can_peek:
@@ -236,7 +247,7 @@ class Grids:
             window=lens.window,
             shift=lens.shift,
             first_theta=lens.first_theta,
-            less=self._less(slab, lens.rings),
+            less=self._less(slab, lens.rings, SUM),
             out=out,
         )
         self.timings.note("reconstruct", slab, time.perf_counter() - begun)
@@ -260,33 +271,30 @@ class Grids:
             window=lens.window,
             shift=lens.shift,
             first_theta=lens.first_theta,
-            less=self._less(slab, lens.rings),
+            less=self._less(slab, lens.rings, DIFFERENCE),
         )
 
-    def _less(self, slab: int, rings: Rings | None) -> Accumulator | None:
-        """Return grids of the rings alone; good until the thread's next call."""
+    def share(self, lens: Lens, signs: Signs) -> None:
+        """Make, on the slabs' threads, what all slabs of a look share."""
+        if lens.rings is not None and self.can_peek:
+            self._fan(lens.rings, signs).table(self._pool.map)
+
+    def _less(self, slab: int, rings: Rings | None, signs: Signs) -> Common | None:
+        """Return what is to be taken away from a slab."""
         if rings is None:
             return None
-        z0, z1 = self.ranges[slab]
-        less = self._scratch_for(slab)
-        profile = self.field.spread(rings.profile[None, z0:z1])
-        profile = np.broadcast_to(profile, (len(rings.theta), *profile.shape[1:]))
-        for start in range(0, len(rings.theta), BLOCK):
-            some = slice(start, start + BLOCK)
-            less.add(profile[some], rings.theta[some], rings.shares[some])
-        return less
+        profile = self.field.spread(rings.profile[None, slice(*self.ranges[slab])])
+        return Common(profile[0], self._fan(rings, signs))
 
-    def _scratch_for(self, slab: int) -> Accumulator:
-        """Return empty grids that the thread uses again and again."""
-        z0, z1 = self.ranges[slab]
-        like = (z1 - z0, self.has_halves(slab))
-        found, scratch = getattr(self._scratch, "kept", None) or (None, None)
-        if found != like or scratch is None:
-            self._scratch.kept = None  # let go of the old one first
-            scratch = self._empty(slab)
-            self._scratch.kept = (like, scratch)
-        scratch.reset(self.field.to_field(self.rotation_center))
-        return scratch
+    def _fan(self, rings: Rings, signs: Signs) -> Fan:
+        with self._fan_lock:
+            fan = rings.fans.get(signs)
+            if fan is None:
+                center = self.field.to_field(self.rotation_center)
+                weights = rings.shares @ np.array(signs)
+                fan = Fan(self._fourier, center, rings.theta, weights)
+                rings.fans[signs] = fan
+            return fan
 
     def close(self) -> None:
         """Free the grids and the threads."""

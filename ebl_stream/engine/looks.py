@@ -51,7 +51,7 @@ class Looks:
     projections : ProjectionSum
     memory : MemoryPlan
     is_behind : callable, optional
-        Whether documents wait, see `Budget`.
+        Whether documents wait, see `Budget`; None in a replay.
     facts : callable
         Called at each look.
     """
@@ -74,6 +74,7 @@ class Looks:
         self._memory = memory
         self._facts = facts
         ranges = projections.grids.ranges
+        self._is_live = is_behind is not None
         self._budget = Budget(is_behind)
         self._order = SlabOrder(ranges, profile.refresh.first_rows, self._budget)
         if memory.rung <= 2:
@@ -104,19 +105,22 @@ class Looks:
 
     def __call__(self) -> None:
         """Make the look that is due; the grids are settled."""
-        n, promised = len(self._projections.window), self._facts().promised
+        n = len(self._projections.window)
         is_version = self._versions.reached(n)
-        self._previews.passed(n, promised)
-        if is_version:
-            self._versions.passed(n, promised)
-        wishes = read_wishes(self._views.output.folder)
         self._budget.begin()
         self._watch_edges()
         self._keep_center()
-        if self._budget.allows(self._projections.grids.nbytes / READ_PER_S):
-            self._preview(wishes)
+        facts = self._facts()
+        self._previews.passed(n, facts.promised)
         if is_version:
-            self._publish(wishes, final=False)
+            self._versions.passed(n, facts.promised)
+        wishes = read_wishes(self._views.output.folder)
+        # A replay that nobody looks at has its versions, and nothing in between.
+        is_seen = self._is_live or wishes != Wishes()
+        if is_seen and self._budget.allows(self._projections.grids.nbytes / READ_PER_S):
+            self._preview(wishes, facts)
+        if is_version:
+            self._publish(wishes, facts, final=False)
         self._budget.end()
 
     def _watch_edges(self, *, final: bool = False) -> None:
@@ -165,7 +169,7 @@ class Looks:
         if self._center.may_be_measured:
             self._find_center(preview=False)
         self._finish()
-        self._preview(Wishes(), final=True)
+        self._preview(Wishes(), self._facts(), final=True)
         for slabs in self._memory.passes[1:]:
             self._projections.hold(range(*slabs))
             self._projections.settle()
@@ -177,20 +181,22 @@ class Looks:
         projections, rooms = self._projections, self._rooms
         moved = self._center.position != projections.grids.rotation_center
         is_last = not (moved or rooms.final or rooms.backend)
-        self._publish(Wishes(), final=True, judge=is_last)
+        facts = self._facts()
+        self._publish(Wishes(), facts, final=True, judge=is_last)
         if is_last:
             return
         if moved:
             self._rebuild()
         if not (rooms.final or rooms.backend):
-            self._publish(Wishes(), final=True)
+            self._publish(Wishes(), self._facts(), final=True)
             return
         projections.balance_halves()
-        coverage = self._facts().coverage
-        better = FinalPass(projections, rooms, rings=self._rings_count(coverage))
+        facts = self._facts()
+        better = FinalPass(projections, rooms, rings=self._rings_count(facts.coverage))
         better.refill_grids()
         make = better.volume if rooms.backend else None
-        self._publish(Wishes(), final=True, rings=not rooms.final, make=make)
+        rings = not rooms.final
+        self._publish(Wishes(), facts, final=True, rings=rings, make=make)
 
     def _rebuild(self) -> None:
         """Fill the grids again, from the window, about the center that is known now."""
@@ -199,8 +205,7 @@ class Looks:
         self._projections.settle()
         self._views.latency["center_rebuild"] = time.monotonic() - begun
 
-    def _preview(self, wishes: Wishes, *, final: bool = False) -> None:
-        facts = self._facts()
+    def _preview(self, wishes: Wishes, facts: Facts, *, final: bool = False) -> None:
         lens = self._lens(wishes.window, rings=False)
         look = self._look(lens, facts.coverage, final=final)
         self._views.preview(self._projections, look, wishes, facts.provenance)
@@ -208,13 +213,14 @@ class Looks:
     def _publish(
         self,
         wishes: Wishes,
+        facts: Facts,
         *,
         final: bool,
         judge: bool = True,
         rings: bool = True,
         make: Make | None = None,
     ) -> None:
-        facts, projections = self._facts(), self._projections
+        projections = self._projections
         rings = rings and self._rings_count(facts.coverage)
         lens = self._lens(wishes.window, rings=rings)
         n, held = len(projections.window), projections.grids.held

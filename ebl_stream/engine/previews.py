@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from ebl_stream.engine.grids import Grids, Lens
 from ebl_stream.engine.viewer import Plane, Wishes
 from ebl_stream.numerics import previews
+from ebl_stream.numerics.fourier_plan import FEWEST_COLUMNS
 from ebl_stream.profile import Preview
 from ebl_stream.publish.output import ArraySpec, RunOutput
-
-FEWEST_PIXELS = 8
-"""Coarse slices with shorter sides show nothing."""
 
 
 class Previews:
@@ -30,13 +28,17 @@ class Previews:
         Of the profile.
     shape : (int, int, int)
         Of the volume, ``[z, y, x]``.
+    can_peek : bool
+        Whether the grids lie in this machine's memory.
     """
 
-    def __init__(self, settings: Preview, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, settings: Preview, shape: tuple[int, int, int], *, can_peek: bool
+    ) -> None:
         self._bin = settings.bin
         self._shape = nz, _, n = shape
         m = n // self._bin
-        self.wanted = settings.every > 0 and m >= FEWEST_PIXELS
+        self.wanted = settings.every > 0 and can_peek and m >= FEWEST_COLUMNS
         """Whether there are previews at all."""
         self._coarse = (-(-nz // self._bin), m, m)
         self._side = max(self._coarse)

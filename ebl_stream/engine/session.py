@@ -103,6 +103,7 @@ class Session:
         self._memory: MemoryPlan | None = None
         self._shape: tuple[int, int] | None = None
         self._dtype: np.dtype[Any] | None = None
+        self._unseen: str | None = None
         self._since_settle = 0
         self._next_index = 0
         self._first: float | None = None
@@ -309,10 +310,11 @@ class Session:
         if not len(self._window):
             raise InputError(self._nothing_usable())
         self._last_look()
-        state = "complete" if self._is_whole(closed) else "partial"
+        is_whole = self._is_whole(closed) and not self._unseen
+        state = "complete" if is_whole else "partial"
         provenance = self._provenance() | {
             "exit_status": closed.exit_status,
-            "reason": closed.reason,
+            "reason": closed.reason or self._unseen or "",
             "latency_s": self._views.latency,
             "angles": self._angles(),
         }
@@ -320,7 +322,7 @@ class Session:
             provenance["feed"] = closed.feed
         self._views.output.finish(state, provenance)
         self._tell(state)
-        return self._result(state, closed.reason)
+        return self._result(state, closed.reason or self._unseen or "")
 
     def _last_look(self) -> None:
         """Make the final volume: late flats, best center, balanced halves."""
@@ -334,6 +336,9 @@ class Session:
         elif not self._ready(len(self._window)):
             self._assume_air()
         projections.settle()
+        self._unseen = projections.grids.field.unseen(self._window.theta)
+        if self._unseen:
+            log.warning("run %s: %s", self.scan.run_uid, self._unseen)
         self._looks.last()
 
     def _is_whole(self, closed: Closed) -> bool:
@@ -374,6 +379,7 @@ class Session:
             "repaired_pixels": self.n_repaired,
             "memory": self._memory.as_dict() if self._memory else None,
             "truncated": self._looks.truncated if self._looks else None,
+            "unseen": self._unseen,
             "slabs_skipped": self._looks.n_skipped if self._looks else 0,
         }
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream import __version__
-from ebl_stream.engine.grids import Grids, Lens
+from ebl_stream.engine.grids import DIFFERENCE, SUM, Grids, Lens
 from ebl_stream.engine.previews import Previews
 from ebl_stream.engine.projections import ProjectionSum
 from ebl_stream.engine.rooms import Rooms
@@ -118,7 +118,7 @@ class Views:
     ) -> None:
         """Publish quick looks: a coarse volume, and planes."""
         previews = self._open(projections.grids, look, provenance)
-        if not previews.wanted or not projections.grids.can_peek:
+        if not previews.wanted:
             return
         n_used = len(projections.window)
         self._n_previews += 1
@@ -198,6 +198,8 @@ class Views:
         """
         while self._touching:
             self._touching.pop().result()
+        if look.make is None:
+            grids.share(look.lens, SUM)
         done: list[int] = []
         under_way: deque[Future[None]] = deque()
         for slab in slabs:
@@ -285,6 +287,9 @@ class Views:
         if not interpret and not look.final:
             judged = sorted(judged)[:: max(1, -(-len(judged) // JUDGED_SLABS))]
 
+        if judged:
+            grids.share(look.lens, DIFFERENCE)
+
         def one(slab: int) -> None:
             z0, z1 = grids.ranges[slab]
             difference = grids.half_difference(slab, look.lens)
@@ -340,9 +345,8 @@ class Views:
             arrays.append(ArraySpec("denoised", shape, "<f4", "1/px"))
         if self._rooms.segment is not None and look.interpret:
             arrays.append(ArraySpec("labels", shape, "|u1", "label"))
-        self._previews = Previews(self._profile.preview, shape)
-        if grids.can_peek:
-            arrays += self._previews.arrays
+        self._previews = Previews(self._profile.preview, shape, can_peek=grids.can_peek)
+        arrays += self._previews.arrays
         metadata = self._start_metadata() | provenance
         try:
             self.output.create(arrays, metadata, self._profile.refresh.slab_rows)

@@ -14,6 +14,7 @@ from ebl_stream.gpu.look import Look, Term
 from ebl_stream.gpu.memory import Memory
 from ebl_stream.gpu.sampling import Sampling, binned, every_pixel
 from ebl_stream.gpu.spread import Spreader
+from ebl_stream.numerics.fan import Common, check_common
 from ebl_stream.numerics.fourier_plan import Footprint, FourierPlan
 from ebl_stream.numerics.windows import Window
 
@@ -77,6 +78,7 @@ class GpuAccumulator:
         self._spreader = Spreader(self._memory)
         self._spreader.ring(np.dtype(frames))
         self._look = Look(self._memory)
+        self._less: GpuAccumulator | None = None
         self._sampled: dict[bool, tuple[object, Sampling]] = {}
         self.prepare()
         self.reset()
@@ -148,7 +150,7 @@ class GpuAccumulator:
         window: Window = "ramp",
         shift: float = 0.0,
         first_theta: float = 0.0,
-        less: GpuAccumulator | None = None,
+        less: Common | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Return A + B as slices ``[row, y, x]``, 1/px.
@@ -159,8 +161,9 @@ class GpuAccumulator:
             Low-pass on top of the ramp.
         shift, first_theta : float
             px and rad, see `FourierPlan.grid_response`.
-        less : GpuAccumulator
-            Is taken away: what every projection has too much.
+        less : Common
+            Is taken away: what every projection has too much, with the weights of
+            A + B (in `half_difference` A - B, in `half` A or B).
         out : ndarray, [row, y, x]
             Where to; the copy is fastest into pinned memory.
         """
@@ -173,7 +176,7 @@ class GpuAccumulator:
         window: Window = "ramp",
         shift: float = 0.0,
         first_theta: float = 0.0,
-        less: GpuAccumulator | None = None,
+        less: Common | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Return A - B, ``[row, y, x]``: a map of the volume's noise, 1/px.
@@ -193,7 +196,7 @@ class GpuAccumulator:
         window: Window = "ramp",
         shift: float = 0.0,
         first_theta: float = 0.0,
-        less: GpuAccumulator | None = None,
+        less: Common | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Return A or B alone, ``[row, y, x]``, 1/px.
@@ -214,7 +217,7 @@ class GpuAccumulator:
         window: Window = "hann",
         shift: float = 0.0,
         first_theta: float = 0.0,
-        less: GpuAccumulator | None = None,
+        less: Common | None = None,
     ) -> Preview:
         """Return A + B in wider voxels: ``factor**2`` times cheaper than a volume.
 
@@ -290,7 +293,7 @@ class GpuAccumulator:
         self,
         signs: tuple[int, int],
         sampling: Sampling,
-        less: GpuAccumulator | None,
+        less: Common | None,
         out: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
         shape = (self.n_rows, sampling.n_slice, sampling.n_slice)
@@ -302,15 +305,31 @@ class GpuAccumulator:
             )
         terms = self._terms(signs)
         if less is not None:
-            if (less.plan, less.n_rows) != (self.plan, self.n_rows):
-                raise ValueError("less must have the same plan and rows")
-            less.synchronize()
-            terms += [(g, -w) for g, w in less._terms(signs)]  # noqa: SLF001
+            terms += [(grid, -sign) for grid, sign in self._spread(less)]
         whole = out if out.flags.c_contiguous else np.empty(shape, np.float32)
         self._look.slices(terms, sampling, whole)
         if whole is not out:
             out[:] = whole
         return out
+
+    def _spread(self, less: Common) -> list[Term]:
+        """Return a grid of what every projection has too much; good until the next."""
+        check_common(less, self.plan, self.n_rows, self.rotation_center)
+        if self._less is None:
+            self._less = GpuAccumulator(
+                self.plan,
+                self.n_rows,
+                self.rotation_center,
+                halves=False,
+                device=self._memory.device,
+            )
+        self._less.reset(self.rotation_center)
+        theta, weights = less.fan.theta, less.fan.weights
+        shares = np.stack([weights, np.zeros_like(weights)], 1)
+        values = np.broadcast_to(less.profile, (len(theta), *less.profile.shape))
+        self._less.add(values, theta, shares)
+        self._less.synchronize()
+        return self._less._terms((1, 1))  # noqa: SLF001  (of the same class)
 
     def _terms(self, signs: tuple[int, int]) -> list[Term]:
         """Return A and B times their signs; without those of sign 0."""

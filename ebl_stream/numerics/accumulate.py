@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ebl_stream.numerics.aligned import aligned_empty, aligned_zeros
+from ebl_stream.numerics.fan import Common, check_common
 from ebl_stream.numerics.fourier_plan import Footprint, FourierPlan
 from ebl_stream.numerics.tiles import FLOATS, ROWS, tiles
 from ebl_stream.numerics.windows import Window
@@ -146,7 +147,7 @@ class Accumulator:
         window: Window = "ramp",
         shift: float = 0.0,
         first_theta: float = 0.0,
-        less: Accumulator | None = None,
+        less: Common | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Return A + B as slices ``[row, y, x]``, 1/px.
@@ -158,9 +159,9 @@ class Accumulator:
         shift, first_theta : float
             px and rad; correction of the rotation center, see
             `FourierPlan.grid_response`.
-        less : Accumulator, optional
-            Of the same plan and rows; taken away first: grids that hold what every
-            projection has too much.
+        less : Common, optional
+            Is taken away: what every projection has too much, with the weights of
+            A + B (in `half_difference` A - B, in `half` A or B).
         out : ndarray, [row, y, x], optional
             Where to write; x side by side in memory.
 
@@ -178,7 +179,7 @@ class Accumulator:
         window: Window = "ramp",
         shift: float = 0.0,
         first_theta: float = 0.0,
-        less: Accumulator | None = None,
+        less: Common | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Return A - B, a map of the volume's noise; arguments as of `volume`.
@@ -198,7 +199,7 @@ class Accumulator:
         window: Window = "ramp",
         shift: float = 0.0,
         first_theta: float = 0.0,
-        less: Accumulator | None = None,
+        less: Common | None = None,
         out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Return A or B alone; arguments and errors as of `half_difference`."""
@@ -217,32 +218,26 @@ class Accumulator:
         self,
         signs: tuple[float, float],
         response: NDArray[np.complex64],
-        less: Accumulator | None,
+        less: Common | None,
         out: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
-        """Transform the signed sum of both halves, minus that of ``less``."""
+        """Transform the signed sum of both halves, minus ``less``."""
         out = self._room(out)
-        for accumulator in (self, less):
-            if accumulator is not None:
-                self._check(accumulator, signs)
+        if not self.halves and signs != (1.0, 1.0):
+            raise ValueError("the halves are not kept apart (halves=False)")
+        if less is not None:
+            check_common(less, self.plan, self.n_rows, self.rotation_center)
         for tile, rows in self._rows():
             terms = self.terms(tile, signs)
-            if less is not None:
-                terms += [(grid, -sign) for grid, sign in less.terms(tile, signs)]
             self._tiles.slices(
                 self.plan,
                 [grid for grid, _ in terms],
                 [sign for _, sign in terms],
                 response,
                 out[rows],
+                less and Common(less.profile[rows], less.fan),
             )
         return out
-
-    def _check(self, other: Accumulator, signs: tuple[float, float]) -> None:
-        if (other.plan, other.n_rows) != (self.plan, self.n_rows):
-            raise ValueError("less must have the same plan and rows")
-        if not other.halves and signs != (1.0, 1.0):
-            raise ValueError("the halves are not kept apart (halves=False)")
 
     def terms(
         self, tile: int, signs: Sequence[float]

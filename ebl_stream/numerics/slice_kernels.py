@@ -30,7 +30,7 @@ SIDE_BY_SIDE = 4
 
 
 @kernel(fastmath=True)
-def _add_row(grids, signs, shape, row, response, first, signal):  # type: ignore[no-untyped-def]
+def _add_row(grids, signs, less, shape, row, response, first, signal):  # type: ignore[no-untyped-def]
     """Put one stored row of the grids, kx fixed, into ``signal``, or add it there.
 
     The margin is folded back. Outside the circle that the spokes reach, the grid is
@@ -51,21 +51,19 @@ def _add_row(grids, signs, shape, row, response, first, signal):  # type: ignore
     # Short stretches: what the first grid leaves is still near for the others.
     for begin in range(inner_low, inner_high, STRETCH):
         end = min(begin + STRETCH, inner_high)
-        _add_stretch(
-            grids, signs, row, stride, begin, end, -margin, response, first, signal
-        )
-    _add_stretch(
-        grids, signs, row, stride, low, margin, n_grid - margin, response, False, signal
-    )
+        points = (row, stride, begin, end, -margin)
+        _add_stretch(grids, signs, less, points, response, first, signal)
+    points = (row, stride, low, margin, n_grid - margin)
+    _add_stretch(grids, signs, less, points, response, False, signal)
     last = margin + n_grid
-    _add_stretch(grids, signs, row, stride, last, high, -last, response, False, signal)
+    points = (row, stride, last, high, -last)
+    _add_stretch(grids, signs, less, points, response, False, signal)
 
 
 @kernel(fastmath=True)
-def _add_stretch(  # type: ignore[no-untyped-def]
-    grids, signs, row, stride, begin, end, offset, response, first, signal
-):
+def _add_stretch(grids, signs, less, points, response, first, signal):  # type: ignore[no-untyped-def]
     """Put grid points of one row, times the response, ``offset`` places further."""
+    row, stride, begin, end, offset = points
     for k in range(signs.size):
         grid, sign = grids[k], signs[k]
         fresh = first and k == 0
@@ -80,12 +78,39 @@ def _add_stretch(  # type: ignore[no-untyped-def]
             if not fresh:
                 value = value + load(signal, at)
             store(signal, at, value)
+    if less[0].size > 0:
+        _take_away(less, points, response, signal)
+
+
+@kernel(fastmath=True)
+def _take_away(less, points, response, signal):  # type: ignore[no-untyped-def]
+    """Take a spoke that is the same at all angles from one row's grid points."""
+    spoke, nearest, count, coefficient = less
+    row, stride, begin, end, offset = points
+    middle = (spoke.size // WIDTH) // 2
+    for n in range(begin, end):
+        point = row * stride + n
+        if count[0, point] + count[1, point] == 0:
+            continue
+        value, sample = zero(), middle + nearest[point]
+        for i in range(count[0, point]):
+            value = value + load(spoke, (sample + i) * WIDTH) * coefficient[0, point, i]
+        sample = middle - nearest[point]
+        for i in range(count[1, point]):
+            value = value + load(spoke, (sample - i) * WIDTH) * coefficient[1, point, i]
+        if response.size == stride:
+            factor = response[row] * response[n]
+        else:
+            factor = response[point]
+        at = (n + offset) * WIDTH
+        store(signal, at, load(signal, at) - swap(value * factor))
 
 
 @kernel(fastmath=True)
 def transform_rows(  # type: ignore[no-untyped-def]
     grids,
     signs,
+    less,
     shape,
     response,
     n_pixels,
@@ -101,15 +126,17 @@ def transform_rows(  # type: ignore[no-untyped-def]
     """Transform along ky and crop to the slice: ``rows[kx, y, lanes]``, swapped.
 
     ``response`` is that of one axis, (stride,), or flat of both, (stride ** 2,).
+    ``less`` is a spoke that is taken away, and where it goes, see `fan.FanTable`; or
+    an empty one.
     """
     n_grid, taps = shape
     margin, half, part = taps // 2 - 1, n_pixels // 2, n_grid // split
     for n in range(n_grid):
-        _add_row(grids, signs, shape, n + margin, response, True, a)
+        _add_row(grids, signs, less, shape, n + margin, response, True, a)
         if n <= taps // 2:
-            _add_row(grids, signs, shape, n + margin + n_grid, response, False, a)
+            _add_row(grids, signs, less, shape, n + margin + n_grid, response, False, a)
         if n >= n_grid - margin:
-            _add_row(grids, signs, shape, n + margin - n_grid, response, False, a)
+            _add_row(grids, signs, less, shape, n + margin - n_grid, response, False, a)
         split_signal(a, b, n_grid, split, turns)
         for k in range(split):
             some = b[k * part * WIDTH : (k + 1) * part * WIDTH]

@@ -219,11 +219,8 @@ def _spread_chunk(  # type: ignore[no-untyped-def]
 
 
 @kernel(fastmath=True)
-def spread_spokes(grid, stride, spokes, n_spokes, corner, fraction, table, shares):  # type: ignore[no-untyped-def]
-    """Add spokes to one tile's grid; angles whose share is zero are left out.
-
-    ``n_spokes`` is as many as angles, or 1 where all are the same.
-    """
+def spread_spokes(grid, stride, spokes, corner, fraction, table, shares):  # type: ignore[no-untyped-def]
+    """Add spokes to one tile's grid; angles whose share is zero are left out."""
     n_angles, n_frequencies = corner.shape
     for n0 in range(0, n_frequencies, CHUNK):
         n1 = min(n0 + CHUNK, n_frequencies)
@@ -231,7 +228,7 @@ def spread_spokes(grid, stride, spokes, n_spokes, corner, fraction, table, share
             share, at, rows = shares[k], corner[k], fraction[k]
             if share == 0:
                 continue
-            first = _place(n0, k if n_spokes > 1 else 0, n_spokes) - n0
+            first = _place(n0, k, n_angles) - n0
             # The number of taps is written out, so that the loops are unrolled.
             if table.shape[1] == 4:
                 _spread_chunk(

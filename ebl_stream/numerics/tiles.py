@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ebl_stream.numerics import tiles_plain
 from ebl_stream.numerics.aligned import aligned_empty, aligned_zeros
+from ebl_stream.numerics.fan import Common, Fan
 from ebl_stream.numerics.fourier_plan import Footprint, FourierPlan, Padding
 from ebl_stream.numerics.windows import ramp_response
 
@@ -53,12 +54,9 @@ class Tiles(Protocol):
         signs: Sequence[float],
         response: NDArray[np.complex64],
         out: NDArray[np.float32],
+        less: Common | None = None,
     ) -> None:
         """Transform the signed sum of the grids to slices."""
-        ...
-
-    def scratch_bytes(self, plan: FourierPlan) -> int:
-        """Return the bytes that each thread needs beside the grids, at a look."""
         ...
 
     def reserve(self, plan: FourierPlan, n_threads: int) -> None:
@@ -117,18 +115,28 @@ def self_test(backend: Tiles, taps: int, padding: Padding) -> None:
     plan = FourierPlan(20, taps=taps, padding=padding)
     rng = np.random.default_rng(0)
     values = rng.normal(size=(5, ROWS, plan.n_columns)).astype(np.float32)
-    theta, shares = np.arange(5) * 0.7, np.full((2, 5), 0.25, np.float32)
+    theta = np.arange(5, dtype=np.float64) * 0.7
+    shares = np.full((2, 5), 0.25, np.float32)
     expected = _direct(plan, values, theta)
     for n_rows in (ROWS, 3):
         grids = [aligned_zeros((plan.stride**2 * FLOATS,)) for _ in range(2)]
-        center = plan.spoke_filter((plan.n_columns - 1) / 2)
+        center = (plan.n_columns - 1) / 2
         footprint = plan.footprint(theta)
-        backend.add(plan, grids, values[:, :n_rows], center, footprint, shares)
+        rows, spoke_filter = values[:, :n_rows], plan.spoke_filter(center)
+        backend.add(plan, grids, rows, spoke_filter, footprint, shares)
         separable, whole = plan.origin_phase, plan.grid_response()
-        for signs, response in (([1.0, 1.0], separable), ([1.0, 1.0], whole)):
+        fan = Fan(plan, center, theta, 2 * shares[0].astype(float))
+        less = Common(rows[0], fan)
+        rest = expected - _direct(plan, np.broadcast_to(values[0], values.shape), theta)
+        for response, taken, right in (
+            (separable, None, expected),
+            (whole, None, expected),
+            (separable, less, rest),
+            (whole, less, rest),
+        ):
             out = aligned_empty((n_rows, plan.n_columns, plan.n_columns))
-            backend.slices(plan, grids, signs, response, out)
-            error = float(np.abs(out - expected[:n_rows]).max())
+            backend.slices(plan, grids, [1.0, 1.0], response, out, taken)
+            error = float(np.abs(out - right[:n_rows]).max())
             if not error < 0.03 * np.abs(expected).max():
                 raise ArithmeticError(f"{n_rows} slices are off by {error:.2g}")
 

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from ebl_stream.numerics.fan import Common
 from ebl_stream.numerics.fourier_plan import EDGE_COLUMNS, Footprint, FourierPlan
 from ebl_stream.numerics.kernel_cache import kernel
 
@@ -85,12 +86,16 @@ def slices(
     signs: Sequence[float],
     response: NDArray[np.complex64],
     out: NDArray[np.float32],
+    less: Common | None = None,
 ) -> None:
     """Transform the signed sum of one tile's grids, see `tiles_simd.slices`."""
     shape = (plan.stride, plan.stride, 2, LANES)
     total = np.zeros(shape, np.float32)
     for grid, sign in zip(grids, signs, strict=True):
         total += np.float32(sign) * grid.reshape(shape)
+    if less is not None:
+        spoke = _spoke(plan, less.profile, less.fan.response)
+        _take_away(total.reshape(-1, 2 * LANES), spoke, *less.fan.table())
     if response.ndim == 1:
         response = np.outer(response, response)
     spectrum = (total[:, :, 0] + 1j * total[:, :, 1]) * response[:, :, None]
@@ -106,6 +111,20 @@ def slices(
     out[...] = lanes.transpose(2, 1, 0)[: len(out)]
 
 
+@kernel()
+def _take_away(total, spoke, nearest, count, coefficient):  # type: ignore[no-untyped-def]
+    """Take a spoke that is the same at all angles from a tile's grid points."""
+    middle = spoke.shape[0] // 2
+    for point in range(total.shape[0]):
+        for side in range(2):
+            step = 1 - 2 * side
+            for i in range(count[side, point]):
+                sample = middle + step * (nearest[point] + i)
+                for lane in range(total.shape[1]):
+                    value = coefficient[side, point, i] * spoke[sample, lane]
+                    total[point, lane] -= value
+
+
 def _fold(plan: FourierPlan, stored: NDArray[Any], axis: int) -> NDArray[Any]:
     """Add the margin of one axis to where it belongs on the periodic grid."""
     moved = np.moveaxis(stored, axis, 0)
@@ -114,12 +133,6 @@ def _fold(plan: FourierPlan, stored: NDArray[Any], axis: int) -> NDArray[Any]:
     folded[: plan.stride - last] += moved[last:]
     folded[plan.n_grid - first :] += moved[:first]
     return np.moveaxis(folded, 0, axis)
-
-
-def scratch_bytes(plan: FourierPlan) -> int:
-    """Return about the bytes that each thread needs beside the grids, at a look."""
-    # The sum, its complex form, the folded rows and their transform.
-    return 3 * plan.stride**2 * 8 * LANES
 
 
 def reserve(plan: FourierPlan, n_threads: int) -> None:

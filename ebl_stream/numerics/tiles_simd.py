@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream.numerics.aligned import LINE, aligned_zeros
+from ebl_stream.numerics.fan import Common, nothing
 from ebl_stream.numerics.fourier_plan import EDGE_COLUMNS, Footprint, FourierPlan
 from ebl_stream.numerics.lane_fft import plan_fft
 from ebl_stream.numerics.simd import LANES, WIDTH
@@ -21,6 +22,8 @@ from ebl_stream.numerics.slice_kernels import (
     transform_rows,
 )
 from ebl_stream.numerics.spoke_kernels import CHUNK, filter_spokes, spread_spokes
+
+_NOTHING = (np.empty(0, np.float32), *nothing())
 
 ANGLES = 32
 """Projections that are filtered before they are spread."""
@@ -136,49 +139,66 @@ def add(
     grids : sequence of ndarray, (float,)
         One or two, flat.
     values : ndarray, [angle, row, column]
-        At most 32 rows; columns side by side in memory. A single projection that is
-        broadcast to all angles is filtered once.
+        At most 32 rows; columns side by side in memory.
     response : ndarray, (frequency,)
         The spokes' filter.
     footprint : Footprint
     shares : ndarray, [grid, angle]
         Weights, rad.
     """
-    tables, memory = _tables(plan), _flat(values)
-    angle_stride, row_stride = values.strides[0] // 4, values.strides[1] // 4
-    _, n_rows, n_columns = values.shape
-    with tables.workspace() as work:
+    with _tables(plan).workspace() as work:
         for k in range(0, len(values), ANGLES):
             n_angles = min(ANGLES, len(values) - k)
-            n_spokes = n_angles if angle_stride else 1
-            filter_spokes(
-                memory,
-                (k * angle_stride, angle_stride, row_stride, n_rows),
-                n_spokes,
-                n_columns,
-                plan.edge_blend,
-                min(EDGE_COLUMNS, n_columns),
-                tables.turn,
-                *tables.padded,
-                response,
-                work.block,
-                work.a,
-                work.b,
-                work.spokes,
-            )
             some = slice(k, k + n_angles)
+            _filter(plan, values[some], response, work)
             for grid, share in zip(grids, shares, strict=True):
                 if share[some].any():
                     spread_spokes(
                         grid,
                         plan.stride,
                         work.spokes,
-                        n_spokes,
                         footprint.corner[some],
                         footprint.fraction[some],
                         plan.table,
                         share[some],
                     )
+
+
+def _filter(
+    plan: FourierPlan,
+    values: NDArray[np.float32],
+    response: NDArray[np.complex64],
+    work: _Workspace,
+) -> None:
+    """Fill ``work.spokes``, ``[chunk, angle, sample]``."""
+    tables = _tables(plan)
+    n_angles, n_rows, n_columns = values.shape
+    filter_spokes(
+        _flat(values),
+        (0, values.strides[0] // 4, values.strides[1] // 4, n_rows),
+        n_angles,
+        n_columns,
+        plan.edge_blend,
+        min(EDGE_COLUMNS, n_columns),
+        tables.turn,
+        *tables.padded,
+        response,
+        work.block,
+        work.a,
+        work.b,
+        work.spokes,
+    )
+
+
+def _gathered(
+    plan: FourierPlan, less: Common | None, work: _Workspace
+) -> tuple[NDArray[Any], ...]:
+    """Return the spoke that is taken away, and where it goes; or empty arrays."""
+    if less is None:
+        return _NOTHING
+    _filter(plan, less.profile[None], less.fan.response, work)
+    # A single spoke's chunks lie side by side.
+    return (work.spokes[: plan.n_frequencies * WIDTH], *less.fan.table())
 
 
 def slices(
@@ -187,6 +207,7 @@ def slices(
     signs: Sequence[float],
     response: NDArray[np.complex64],
     out: NDArray[np.float32],
+    less: Common | None = None,
 ) -> None:
     """Transform the signed sum of one tile's grids to slices.
 
@@ -194,23 +215,26 @@ def slices(
     ----------
     plan : FourierPlan
     grids : sequence of ndarray, (float,)
-        One to four, flat.
+        One or two, flat.
     signs : sequence of float
         The first is 1.
     response : ndarray, (stride,) or [kx, ky]
         What the stored grid is multiplied with, see `FourierPlan.grid_response`.
     out : ndarray, [row, y, x]
         At most 32 rows; x side by side in memory.
+    less : Common, optional
+        Is taken away: what every projection has too much.
     """
     tables = _tables(plan)
-    four = tuple(grids) + (grids[0],) * (4 - len(grids))
+    both = (grids[0], grids[-1])
     slice_stride, y_stride = out.strides[0] // 4, out.strides[1] // 4
     whole_lines = plan.n_columns % LANES == 0 and out.strides[1] % LINE == 0
     aligned = whole_lines and out.ctypes.data % LINE == out.strides[0] % LINE == 0
     with tables.workspace() as work:
         transform_rows(
-            four,
+            both,
             np.asarray(signs, np.float32),
+            _gathered(plan, less, work),
             (plan.n_grid, plan.taps),
             response.reshape(-1),
             plan.n_columns,
@@ -232,13 +256,6 @@ def slices(
             _flat(out),
             (slice_stride, y_stride, len(out), aligned),
         )
-
-
-def scratch_bytes(plan: FourierPlan) -> int:
-    """Return the bytes that each thread needs beside the grids, at a look."""
-    points = 2 * max(plan.n_padded, plan.n_grid)
-    points += (SIDE_BY_SIDE + _row_stride(plan)) * plan.n_grid
-    return 4 * (points * WIDTH + _spoke_floats(plan))
 
 
 def reserve(plan: FourierPlan, n_threads: int) -> None:
