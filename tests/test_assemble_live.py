@@ -15,11 +15,12 @@ from ebl_stream.frames import (
     Frame,
 )
 from ebl_stream.ingest.assemble import Assembler
-from ebl_stream.ingest.stored import MAX_OPEN_FILES
+from ebl_stream.ingest.resources import MAX_OPEN_FILES
 
 WRITER = """
 import sys, time, h5py, numpy as np
-path, swmr, n = sys.argv[1], sys.argv[2] == "swmr", 12
+path, mode, n = sys.argv[1], sys.argv[2], 12
+swmr, early = mode != "locked", mode == "early"
 data = np.random.default_rng(0).integers(1, 60_000, (n, 8, 12), np.uint16)
 with h5py.File(path, "w", libver="latest") as file:
     image = file.create_dataset("image", (0, 8, 12), "u2", maxshape=(None, 8, 12),
@@ -32,7 +33,11 @@ with h5py.File(path, "w", libver="latest") as file:
         sys.stdin.readline()
         time.sleep(0.02)
         image.resize(k + 1, 0); theta.resize(k + 1, 0)
-        image[k], theta[k] = data[k], k
+        theta[k] = k
+        if early:  # the length is told before the pixels
+            image.flush(); theta.flush()
+            time.sleep(0.05)
+        image[k] = data[k]
         image.flush(); theta.flush()
     sys.stdin.readline()
 """
@@ -78,8 +83,9 @@ def live_scan(path, assembler, process):
     return Outcome(items), at_once
 
 
-def test_a_growing_file_is_read_while_another_process_writes_it(writer):
-    path, process = writer("swmr")
+@pytest.mark.parametrize("mode", ["swmr", "early"])
+def test_a_growing_file_is_read_while_another_process_writes_it(writer, mode):
+    path, process = writer(mode)
     assembler = Assembler(make_profile(timeout_s=20), roots=[path.parent])
     outcome, at_once = live_scan(path, assembler, process)
     outcome.check_conserved()

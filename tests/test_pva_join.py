@@ -424,13 +424,11 @@ def test_frames_keep_a_run_alive_that_sends_no_documents() -> None:
     now = [0.0]
     ended: list[str] = []
 
-    class Consumer:
-        def __call__(self, name: str, doc: dict[str, Any]) -> None: ...
+    def consumer(name: str, doc: dict[str, Any]) -> None:
+        if name == "stop":
+            ended.append(doc["exit_status"])
 
-        def close(self) -> None:
-            ended.append("closed")
-
-    sorter = RunSorter(lambda start: Consumer(), silence_s=10, clock=lambda: now[0])
+    sorter = RunSorter(lambda start: consumer, silence_s=10, clock=lambda: now[0])
     sorter("start", {"uid": "a", "time": 0.0})
     for _ in range(5):
         now[0] += 8
@@ -440,7 +438,7 @@ def test_frames_keep_a_run_alive_that_sends_no_documents() -> None:
     sorter.heard("unknown")
     now[0] += 11
     sorter.tick()
-    assert ended == ["closed"]
+    assert ended == ["unknown"]
 
 
 # ------------------------------------------------------------------- reasons, bounds

@@ -137,8 +137,9 @@ def _scanned(start: Mapping[str, Any], descriptor: Mapping[str, Any]) -> list[st
     objects = descriptor.get("object_keys") or {}
     hints = descriptor.get("hints") or {}
     for motor in _texts(start.get("motors")):
-        fields = _texts((hints.get(motor) or {}).get("fields"))
-        found.update(dict.fromkeys(fields or objects.get(motor) or [motor]))
+        hint = hints.get(motor)
+        fields = _texts(hint.get("fields")) if isinstance(hint, Mapping) else []
+        found.update(dict.fromkeys(fields or _texts(objects.get(motor)) or [motor]))
     return list(found)
 
 
@@ -167,12 +168,3 @@ def _shape(data_key: Mapping[str, Any]) -> tuple[int, ...]:
     if not isinstance(shape, Sequence):
         return ()
     return tuple(n if isinstance(n, int) and n > 0 else 0 for n in shape)
-
-
-def radians_per_unit(data_key: Mapping[str, Any], wanted: str) -> float:
-    """Return the factor to radians: the profile's unit, the key's, else degrees."""
-    unit = wanted if wanted != "auto" else str(data_key.get("units") or "deg")
-    unit = unit.strip().lower()
-    if unit.startswith("mrad"):
-        return 1e-3
-    return 1.0 if unit.startswith("rad") else math.pi / 180

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,13 +90,18 @@ class FedRun:
         theta: str | None,
         image_key: str | None,
         data_keys: Mapping[str, Any],
+        *,
+        first: int = 0,
+        planned: Callable[[int], float] | None = None,
     ) -> FedStream:
-        """Begin to follow a stream."""
+        """Begin to follow a stream; see `FrameStream` for the last two."""
         keyed = image_key is not None
         id_key = self._id_key if self._id_key in data_keys else None
         counting = id_key or theta
         per_event = values_per_event(data_keys[counting]) if counting else 1
-        frames = FrameStream(name, kind, 1, keyed=keyed, rows=self._rows)
+        frames = FrameStream(
+            name, kind, 1, keyed=keyed, rows=self._rows, first=first, planned=planned
+        )
         stream = FedStream(frames, id_key, per_event, keyed)
         self._streams[name] = stream
         return stream
@@ -208,7 +213,7 @@ class FedRun:
             self._lost.setdefault(name, RangeSet()).add(unique_id, unique_id + 1)
             if for_room and not self._streams[name].keyed:
                 yield from frames.account(seq, seq + 1, duplicate=False)
-                yield Rejected(frames.kind, seq - 1, "budget")
+                yield Rejected(frames.kind, frames.first_index(seq), "budget")
         for name, ids in self._lost.items():
             log.warning(
                 "stream %s: %d frames never came, %s", name, len(ids), list(ids)

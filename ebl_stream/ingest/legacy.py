@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
 import event_model
@@ -30,7 +30,7 @@ def _named(name: str, docs: Iterable[Any]) -> Iterator[Document]:
     return ((name, doc) for doc in docs)
 
 
-def external_keys(descriptor: dict[str, Any]) -> set[str]:
+def external_keys(descriptor: Mapping[str, Any]) -> set[str]:
     """Return the data keys whose events hold the id of a Datum."""
     return {
         key
@@ -73,10 +73,17 @@ class Modernizer:
     def _note(self, doc: dict[str, Any]) -> None:
         if doc["uid"] in self._descriptors:
             return
-        self._descriptors[doc["uid"]] = doc
-        self._external[doc["uid"]] = external_keys(doc)
-        if self._normalizer is not None:
-            self._feed("descriptor", doc)
+        self._external[doc["uid"]] = keys = external_keys(doc)
+        # It is strict with what it is not asked for: only what it is to turn.
+        data_keys = {key: doc["data_keys"][key] for key in keys}
+        self._descriptors[doc["uid"]] = slim = {
+            **doc,
+            "data_keys": data_keys,
+            "configuration": {},
+            "object_keys": {},
+        }
+        if self._normalizer is not None and keys:
+            self._feed("descriptor", slim)
 
     def _event(self, doc: dict[str, Any]) -> Iterator[Document]:
         """Yield the event, then what its datum ids stand for."""
@@ -108,8 +115,13 @@ class Modernizer:
     def _feed(self, name: str, doc: dict[str, Any]) -> None:
         if self._normalizer is None:
             self._normalizer = _new_normalizer(self._out)
-            for descriptor in self._descriptors.values():
-                self._normalizer("descriptor", descriptor)
+            for uid, descriptor in self._descriptors.items():
+                if self._external[uid]:
+                    self._normalizer("descriptor", descriptor)
+        spec = str(doc.get("spec", ""))
+        if "HDF5" in spec.upper():
+            # A beamline's own name of it, as AD_HDF5_DX_V1: the file is what it is.
+            self._normalizer.spec_to_mimetype.setdefault(spec, "application/x-hdf5")
         self._normalizer(name, doc)
 
     def _emitted(self) -> list[Document]:

@@ -21,6 +21,11 @@ _MAX_SOURCES = 20_000
 DAMAGE = (KeyError, OSError, RuntimeError, ValueError)
 """What h5py raises where a file's structure is broken or cut off."""
 
+_REDIRECTED = [
+    name for name in ("HDF5_VDS_PREFIX", "HDF5_EXTFILE_PREFIX") if os.environ.get(name)
+]
+"""HDF5 has read them when it was loaded: what it opens is not what is looked at."""
+
 Opener = Callable[[Path], h5py.File]
 
 
@@ -104,11 +109,18 @@ def _check_storage(
 ) -> None:
     """Look at the other files that a dataset's values come from."""
     where = f"{dataset.file.filename}: {dataset.name}"
+    if _REDIRECTED and (dataset.external or dataset.is_virtual):
+        raise InputError(
+            f"{where}: its values lie in other files, and {_REDIRECTED[0]} would send "
+            "HDF5 elsewhere\nunset it"
+        )
     for name, *_ in dataset.external or ():
         # HDF5 takes such names relative to the working folder.
         raw = Path(os.path.realpath(os.fsdecode(name)))
         if not is_inside(raw, roots):
             raise InputError(f"{where}: stored in {raw}, outside the allowed folders")
+        if raw.exists() and not raw.is_file():
+            raise InputError(f"{where}: stored in {raw}, which is not a regular file")
     if not dataset.is_virtual:
         return
     sources = {(s.file_name, s.dset_name) for s in dataset.virtual_sources()}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,145 +15,21 @@ from numpy.typing import NDArray
 
 from ebl_stream.errors import InputError
 from ebl_stream.frames import FrameRef
-from ebl_stream.ingest.hdf5 import (
-    MissingFileError,
-    open_dataset,
-    open_hdf5,
-    resolve_uri,
-)
 from ebl_stream.ingest.ranges import RangeSet
 from ebl_stream.ingest.truncated import Reach, Superblock
-from ebl_stream.profile import Files
 
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 64 * 2**20
-"""Read at once, at most."""
+"""Read at once, at most; one event is read whole."""
 
-MAX_OPEN_FILES = 64
-"""Of one run, at a time."""
+MAX_EVENT_BYTES = 2**30
+_MAX_SCALARS = 8 * 2**20
+"""Values of one datum."""
 
 _POLL_S = 0.01
-_FIRST_PATIENCE_S = 2.0
-"""How long a file that is locked may delay the documents behind it, once."""
-
-
-class Resource:
-    """A StreamResource: where a data key's values lie, opened when that is possible.
-
-    Parameters
-    ----------
-    doc : dict
-        The StreamResource document.
-    files : Files
-        Path map and limits.
-    roots : sequence of Path
-        Folders that may be read from.
-    """
-
-    def __init__(
-        self, doc: dict[str, Any], files: Files, roots: Sequence[Path]
-    ) -> None:
-        self.data_key: str = doc["data_key"]
-        self._doc = doc
-        self._files = files
-        self._roots = roots
-        self._stored: Stored | None = None
-        self._tried = False
-
-    @property
-    def multiplier(self) -> int:
-        """Frames per event as the document says it; 0 where it does not."""
-        value = self._doc.get("parameters", {}).get("multiplier")
-        return value if isinstance(value, int) and value > 0 else 0
-
-    def open(self, *, last_chance: bool = False) -> Stored | None:
-        """Open the dataset; None while that is not possible yet.
-
-        The first try, and the last one, wait; those between do not, so that a file
-        that stays locked until its writer is done does not hold up the run.
-
-        Raises
-        ------
-        InputError
-            The document names something that must not or cannot be read.
-        """
-        if self._stored is not None:
-            return self._stored
-        patience = min(self._files.timeout_s, _FIRST_PATIENCE_S)
-        if last_chance:
-            patience = self._files.timeout_s
-        elif self._tried:
-            patience = 0.0
-        self._tried = True
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                self._stored = self._open()
-                return self._stored
-            except (OSError, MissingFileError) as error:
-                if time.monotonic() >= deadline:
-                    level = logging.WARNING if patience else logging.DEBUG
-                    log.log(level, "%s: not readable yet: %s", self.data_key, error)
-                    return None
-            time.sleep(_POLL_S)
-
-    def _open(self) -> Stored:
-        kind = self._doc.get("mimetype", "")
-        if "hdf5" not in kind:
-            raise InputError(
-                f"{self.data_key}: frames of type {kind!r} are not read, HDF5 only"
-            )
-        parameters = self._doc.get("parameters", {})
-        name = parameters.get("dataset") or parameters.get("path")
-        if not isinstance(name, str):
-            raise InputError(f"{self.data_key}: its StreamResource names no dataset")
-        path = resolve_uri(self._doc["uri"], self._roots, self._files.path_map)
-        file = open_hdf5(path)
-        try:
-            limit = self._files.max_frame_bytes
-            dataset = open_dataset(file, name, self._roots, max_frame_bytes=limit)
-        except BaseException:
-            file.close()
-            raise
-        return Stored(dataset, self._files.timeout_s)
-
-    def put_away(self) -> None:
-        """Close the file; it is opened again when it is needed."""
-        if self._stored is not None:
-            self._stored.put_away()
-
-
-class Resources:
-    """The resources of a run by uid, a bounded number of their files open.
-
-    A detector that writes a file per event makes thousands of them.
-    """
-
-    def __init__(self, files: Files, roots: Sequence[Path]) -> None:
-        self._files = files
-        self._roots = roots
-        self._by_uid: dict[str, Resource] = {}
-        self._in_use: OrderedDict[Resource, None] = OrderedDict()
-
-    def add(self, doc: dict[str, Any]) -> None:
-        """Take a StreamResource document; one that is known stays as it is."""
-        self._by_uid.setdefault(doc["uid"], Resource(doc, self._files, self._roots))
-
-    def get(self, uid: str) -> Resource | None:
-        """Return a resource; its file may be opened now, the oldest is put away."""
-        resource = self._by_uid.get(uid)
-        if resource is not None:
-            self._in_use[resource] = None
-            self._in_use.move_to_end(resource)
-        if len(self._in_use) > MAX_OPEN_FILES:
-            self._in_use.popitem(last=False)[0].put_away()
-        return resource
-
-    def close(self) -> None:
-        """Close all files."""
-        for resource in self._by_uid.values():
-            resource.put_away()
+_FRESH_S = 2.0
+"""A file that was changed so lately may still be written."""
 
 
 class Stored:
@@ -165,14 +40,31 @@ class Stored:
     dataset : h5py.Dataset
     timeout_s : float
         How long `wait` waits for a file that is being written.
+    reopen : callable
+        Opens the dataset anew, with all that is looked at before one does.
+    let_go : callable
+        Closes whatever else of its file is open: HDF5 would go on from what it has
+        in memory.
     """
 
-    def __init__(self, dataset: h5py.Dataset, timeout_s: float) -> None:
-        self._dataset = dataset
-        self._name = str(dataset.name)
+    def __init__(
+        self,
+        dataset: h5py.Dataset,
+        timeout_s: float,
+        reopen: Callable[[], h5py.Dataset],
+        let_go: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path = str(dataset.file.filename)
         self._timeout_s = timeout_s
+        self._reopen = reopen
+        self._let_go = let_go
         self._gave_up_at = -1
+        self._seen_written = 0
+        self._look(dataset)
+
+    def _look(self, dataset: h5py.Dataset) -> None:
+        self._dataset = dataset
+        self._seen = _state(self.path)
         size = os.path.getsize(self.path)
         superblock = Superblock.read(self.path)
         cut = superblock is not None and size < superblock.stored_end
@@ -185,16 +77,28 @@ class Stored:
     def dataset(self) -> h5py.Dataset:
         """The open dataset; opened again where it has been put away."""
         if not self._dataset.id.valid:
-            again = open_hdf5(Path(self.path))[self._name]
-            if not isinstance(again, h5py.Dataset):
-                raise OSError(f"{self.path}: {self._name} is no dataset any more")
-            self._dataset = again
+            self._dataset = self._reopen()
         return self._dataset
 
     def put_away(self) -> None:
         """Close the file until it is asked for again."""
         if self._dataset.id.valid:
             self._dataset.file.close()
+
+    def is_fresh(self) -> bool:
+        """Return whether the file was changed a moment ago."""
+        return is_fresh(self.path)
+
+    def _look_again(self) -> None:
+        """Open a file anew that a writer without SWMR has gone on with."""
+        if _state(self.path) == self._seen:
+            return
+        self.put_away()
+        self._let_go()
+        try:
+            self._look(self._reopen())
+        except (OSError, InputError) as error:
+            log.debug("%s: not readable for now: %s", self.path, error)
 
     def length(self) -> int:
         """Return how long the first axis is by now."""
@@ -204,6 +108,8 @@ class Stored:
             except (OSError, RuntimeError) as error:
                 # Caught between two writes: the next look will do.
                 log.debug("%s: %s", self.path, error)
+        else:
+            self._look_again()
         return self.dataset.shape[0] if self.dataset.ndim else 1
 
     def wait(self, n: int) -> int:
@@ -212,7 +118,7 @@ class Stored:
         A file that let one wait in vain is not waited for again before it grows, so
         a dead writer costs one timeout, not one per document.
         """
-        length = self.length()
+        length = self._n_written(n)
         deadline = time.monotonic() + self._timeout_s
         while length < n and length != self._gave_up_at and self._is_growing():
             if time.monotonic() >= deadline:
@@ -220,9 +126,33 @@ class Stored:
                 log.warning("%s: %d of %d after the timeout", self.path, length, n)
                 break
             time.sleep(_POLL_S)
-            length = self.length()
+            length = self._n_written(n)
         # What came between the last look and the writer's leaving counts too.
         return length if length >= n else self.length()
+
+    def _n_written(self, n: int) -> int:
+        """Return how many of the first n are in the file, not only in its length.
+
+        A writer may have told of a longer dataset before its pixels: till then they
+        are zeros.
+        """
+        length = self.length()
+        if self._may_grow and self.dataset.chunks is not None:
+            while self._seen_written < min(n, length):
+                if not self._is_allocated(self._seen_written):
+                    return self._seen_written
+                self._seen_written += 1
+        return length
+
+    def _is_allocated(self, index: int) -> bool:
+        """Return whether the first and the last chunk of an index are in the file."""
+        dataset = self.dataset
+        assert dataset.chunks is not None  # noqa: S101  (whoever calls has looked)
+        sides = zip(dataset.shape[1:], dataset.chunks[1:], strict=True)
+        last = [(n - 1) // chunk * chunk for n, chunk in sides]
+        corners = {(index, *(0 for _ in last)), (index, *last)}
+        found = (dataset.id.get_chunk_info_by_coord(corner) for corner in corners)
+        return all(chunk.byte_offset is not None for chunk in found)
 
     def _is_growing(self) -> bool:
         superblock = Superblock.read(self.path)
@@ -270,6 +200,10 @@ class StoredImages:
         self.named = RangeSet()
         height = rows[1] - rows[0] if rows else shape[-2]
         self.event_bytes = self.m * height * shape[-1] * stored.dataset.dtype.itemsize
+        if self.event_bytes > MAX_EVENT_BYTES:
+            raise InputError(
+                f"{stored.path}: {self.m} frames per event, {self.event_bytes} bytes"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -279,6 +213,16 @@ class StoredImages:
     def wait(self, n_events: int) -> int:
         """Wait, bounded, for so many events; return how many there are."""
         return self._stored.wait(n_events * self._step) // self._step
+
+    @property
+    def n_events(self) -> int:
+        """Events that there are by now."""
+        is_lone = self._stored.dataset.ndim == 2
+        return 1 if is_lone else self._stored.length() // self._step
+
+    def is_fresh(self) -> bool:
+        """Return whether their file was changed a moment ago."""
+        return self._stored.is_fresh()
 
     def n_orphan(self) -> int:
         """Return how many frames there are that no document named."""
@@ -342,6 +286,23 @@ def read_values(stored: Stored, start: int, stop: int, per_event: int) -> NDArra
     if dataset.ndim == 0 or width > 65_536:
         raise InputError(f"{stored.path}: {dataset.name} is no list of scalars")
     n = max(start, min(stored.wait(stop * step) // step, stop))
-    values = np.asarray(dataset[start * step : n * step], np.float64)
+    # It may have been opened anew in the meantime.
+    values = np.asarray(stored.dataset[start * step : n * step], np.float64)
     values[~stored.inside(start * step, n * step)] = np.nan
     return values.reshape(n - start, width)
+
+
+def is_fresh(path: Path | str) -> bool:
+    """Return whether a file was changed so lately that it may still be written."""
+    try:
+        return abs(time.time() - os.stat(path).st_mtime) < _FRESH_S
+    except OSError:
+        return False
+
+
+def _state(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, -1)
+    return (status.st_size, status.st_mtime_ns)

@@ -8,35 +8,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ebl_stream.errors import InputError
 from ebl_stream.frames import Announced, Frame, Item, Kind, Rejected, Repeated
+from ebl_stream.ingest.angles import fill_rows
+from ebl_stream.ingest.places import Place, Values, blocks, check_rows
 from ebl_stream.ingest.ranges import Range, RangeSet
-from ebl_stream.ingest.stored import BLOCK_BYTES, StoredImages
 
 log = logging.getLogger(__name__)
 
-Values = tuple[float, ...]
-"""What an event says: one value, or one for each of its frames."""
-
-
-@dataclass(slots=True)
-class Place:
-    """Where the images of one event are."""
-
-    stored: StoredImages | None
-    index: int = 0
-    """Event in the file."""
-    images: NDArray[Any] | None = None
-    """``(m, row, column)`` of an image that came inside its event."""
-    drawn_with: Values | None = None
-    """The angle with which it was handed on; None: not yet."""
+_POLL_S = 0.01
 
 
 class FrameStream:
@@ -54,6 +40,12 @@ class FrameStream:
         An image key gives the kind of each frame.
     rows : (int, int), optional
         Stored rows to read.
+    first : int
+        Index of its first frame; those before are of another place.
+    planned : callable, optional
+        The angle (rad) of a frame by its index, where no event tells it.
+    interpolates : bool
+        Missing angles are put between their neighbors at the end.
     """
 
     def __init__(
@@ -64,12 +56,20 @@ class FrameStream:
         *,
         keyed: bool = False,
         rows: tuple[int, int] | None = None,
+        first: int = 0,
+        planned: Callable[[int], float] | None = None,
+        interpolates: bool = False,
     ) -> None:
         self.name = name
         self.kind = kind
         self.m = m
+        self.interpolated = RangeSet()
+        """Frames whose angle was put between its neighbors."""
         self._keyed = keyed
         self._rows = rows
+        self._offset = first
+        self._planned = planned
+        self._waits_for_angles = interpolates
         self._announced: dict[Kind, RangeSet] = {k: RangeSet() for k in Kind}
         self._named = RangeSet()
         self._angles: dict[int, Values] = {}
@@ -106,13 +106,17 @@ class FrameStream:
             yield Repeated(kind, a, b, how)
 
     def _frames(self, start: int, stop: int) -> Range:
-        return (start - 1) * self.m, (stop - 1) * self.m
+        return self.first_index(start), self.first_index(stop)
+
+    def first_index(self, seq: int) -> int:
+        """Return the index of an event's first frame."""
+        return self._offset + (seq - 1) * self.m
 
     def _by_kind(self, seqs: Iterable[int]) -> Iterator[tuple[Kind, int, int]]:
         """Yield ranges of frames of one kind, for the events whose kinds are known."""
         kind, first, last = Kind.PROJECTION, 0, 0
         for seq in seqs:
-            for frame, k in enumerate(self._kinds_of(seq) or (), (seq - 1) * self.m):
+            for frame, k in enumerate(self._kinds_of(seq) or (), self.first_index(seq)):
                 if k is kind and frame == last:
                     last += 1
                     continue
@@ -129,6 +133,10 @@ class FrameStream:
         return kinds * self.m if kinds is not None and len(kinds) == 1 else kinds
 
     # ------------------------------------------------------------- what comes in
+
+    def adopt_angles(self, other: FrameStream) -> None:
+        """Take the angles that a stream of their own has told so far."""
+        self._angles.update(other._angles)
 
     def set_angles(self, start: int, values: NDArray[Any]) -> list[int]:
         """Note angles, rad ``(event, value)``; return the events now complete."""
@@ -170,14 +178,24 @@ class FrameStream:
             return False
         if Kind.PROJECTION not in kinds:
             return place.drawn_with is None
-        angle = self._angles.get(seq)
-        return angle is not None and angle != place.drawn_with
+        angle = self._angle(seq)
+        if angle is None or angle == place.drawn_with:
+            return False
+        return not self._waits_for_angles or all(map(math.isfinite, angle))
+
+    def _angle(self, seq: int) -> Values | None:
+        """Return what was told of an event's angle, or what was planned."""
+        told = self._angles.get(seq)
+        if told is not None or self._planned is None:
+            return told
+        first = (seq - 1) * self.m
+        return tuple(map(self._planned, range(first, first + self.m)))
 
     # -------------------------------------------------------------- what goes on
 
     def draw(self, seqs: Iterable[int]) -> Iterator[Item]:
         """Read complete events and hand their frames on."""
-        for block in _blocks([(seq, self._places[seq]) for seq in seqs]):
+        for block in blocks([(seq, self._places[seq]) for seq in seqs]):
             yield from self._draw_block(block)
 
     def _draw_block(self, block: list[tuple[int, Place]]) -> Iterator[Item]:
@@ -194,15 +212,16 @@ class FrameStream:
         for (seq, place), one in zip(block[:there], images, strict=True):
             yield from self._event(seq, place, one)
         for seq, place in block[there:]:
+            # In flight until the end: its writer may be late.
             self._unread[seq] = place
-            yield from self._event(seq, place, None)
+            place.drawn_with = self._angle(seq) or ()
 
     def _event(
         self, seq: int, place: Place, images: NDArray[Any] | None
     ) -> Iterator[Item]:
         kinds = self._kinds_of(seq) or ()
-        angles = place.drawn_with = self._angles.get(seq, ())
-        first = (seq - 1) * self.m
+        angles = place.drawn_with = self._angle(seq) or ()
+        first = self.first_index(seq)
         for i, kind in enumerate(kinds):
             theta = _one(angles, i, self.m) if kind is Kind.PROJECTION else math.nan
             yield self._frame(first + i, kind, theta, images, place, i)
@@ -247,16 +266,47 @@ class FrameStream:
 
     # ------------------------------------------------------------------- the end
 
-    def close(self) -> Iterator[Item]:
-        """Hand on what can still be read, and give a reason for all the rest."""
+    def close(self, deadline: float = 0.0) -> Iterator[Item]:
+        """Hand on what can still be read, and give a reason for all the rest.
+
+        Parameters
+        ----------
+        deadline : float
+            Until when (s, monotonic) a file is waited for that is being written.
+        """
         yield from self._draw_again()
+        if self._waits_for_angles:
+            self._waits_for_angles = False
+            self._fill_angles()
         yield from self.draw(seq for seq in list(self._places) if self._is_ready(seq))
+        while self._is_late() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            yield from self._draw_again()
+        for seq in sorted(self._unread):
+            yield from self._reject(seq, "unreadable")
         yield from self._close_undecided()
         for seq in sorted(self._places):
             # An event without an angle: NaN gives it its reason, unread.
             if self._places[seq].drawn_with is None and self._kinds_of(seq):
                 yield from self._reject(seq, "no_angle")
         yield from self._close_imageless()
+
+    def _is_late(self) -> bool:
+        """Return whether what was not there may still be on its way."""
+        places = (place.stored for place in self._unread.values())
+        return any(stored is not None and stored.is_fresh() for stored in set(places))
+
+    def _fill_angles(self) -> None:
+        """Put missing angles of projections between their neighbors."""
+        rows = {seq: self._angle(seq) for seq in {*self._angles, *self._places}}
+        if self._keyed:
+            shown = (Kind.PROJECTION,) * self.m
+            rows = {
+                seq: row for seq, row in rows.items() if self._kinds_of(seq) == shown
+            }
+        for seq, row in fill_rows(rows, self.m).items():
+            self._angles[seq] = row
+            self.interpolated.add(*self._frames(seq, seq + 1))
 
     def _draw_again(self) -> Iterator[Item]:
         """Hand on what was refused because a file was late, and is there now."""
@@ -267,7 +317,7 @@ class FrameStream:
         ]
         for seq, _ in late:
             del self._unread[seq]
-        for block in _blocks(late):
+        for block in blocks(late):
             yield from self._draw_block(block)
 
     def _close_undecided(self) -> Iterator[Item]:
@@ -293,7 +343,7 @@ class FrameStream:
             yield from self._reject(seq, "no_image")
 
     def _reject(self, seq: int, reason: Any) -> Iterator[Item]:
-        for index, kind in enumerate(self._kinds_of(seq) or (), (seq - 1) * self.m):
+        for index, kind in enumerate(self._kinds_of(seq) or (), self.first_index(seq)):
             yield Rejected(kind, index, reason)
 
     def forget(self, seq: int) -> None:
@@ -320,20 +370,6 @@ class FrameStream:
         )
 
 
-def check_rows(rows: tuple[int, int], height: int) -> None:
-    """Refuse a range of rows that the frames do not have.
-
-    Raises
-    ------
-    InputError
-        It reaches beyond the frame.
-    """
-    if not 0 <= rows[0] < rows[1] <= height:
-        raise InputError(
-            f"rows {rows[0]}:{rows[1]} are not in the frames, which have {height} rows"
-        )
-
-
 def _kind(value: float) -> Kind:
     return Kind(int(value)) if value in (0, 1, 2) else Kind.INVALID
 
@@ -342,24 +378,3 @@ def _one(values: Values, i: int, m: int) -> float:
     if len(values) == m:
         return values[i]
     return values[0] if len(values) == 1 else math.nan
-
-
-def _blocks(events: list[tuple[int, Place]]) -> Iterator[list[tuple[int, Place]]]:
-    """Group events that lie one after the other in a file, up to a block's bytes."""
-    block: list[tuple[int, Place]] = []
-    for event in events:
-        place = event[1]
-        if block and not _follows(block, place):
-            yield block
-            block = []
-        block.append(event)
-    if block:
-        yield block
-
-
-def _follows(block: list[tuple[int, Place]], place: Place) -> bool:
-    last = block[-1][1]
-    if place.stored is None or place.stored is not last.stored:
-        return False
-    fits = (len(block) + 1) * place.stored.event_bytes <= BLOCK_BYTES
-    return fits and place.index == last.index + 1

@@ -19,6 +19,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from ebl_stream.ingest.regular import open_regular
+
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SUPERBLOCK_BYTES = 96
 _END_AT = {0: 40, 1: 44, 2: 28, 3: 28}
@@ -38,7 +40,7 @@ class Superblock:
     @classmethod
     def read(cls, path: str | Path) -> Superblock | None:
         """Read it; None where the file does not begin like HDF5."""
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             head = file.read(_SUPERBLOCK_BYTES)
         if not head.startswith(SIGNATURE) or len(head) < _SUPERBLOCK_BYTES // 2:
             return None
@@ -84,7 +86,7 @@ class PaddedFile(io.RawIOBase):
     """A file, read-only, that seems to go on with zeros up to a given size."""
 
     def __init__(self, path: Path, size: int) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115  (closed by close)
+        self._file = os.fdopen(open_regular(path), "rb")
         self._path = path
         self._size = size
         self._at = 0
