@@ -17,7 +17,8 @@ from event_model import DocumentNames, schema_validators
 from tiled.client import from_uri
 
 from ebl_stream.errors import InputError
-from ebl_stream.profile import Profile, load
+from ebl_stream.profile import Profile
+from ebl_stream.profile_file import load
 from ebl_stream.publish.tiled_server import TiledServer
 from ebl_stream.sources import open_source
 from ebl_stream.transport.documents import pack, unpack
@@ -296,3 +297,17 @@ def test_wrong_addresses_are_refused_with_one_message(
     other = load("default", {"publish.api_key_env": "OTHER_KEY"})
     with pytest.raises(InputError, match="export OTHER_KEY"):
         open_source(f"tiled:{archive.url}#{uid}", other)
+
+
+def test_another_run_of_the_catalog_is_found_by_its_uid(archive: Archive) -> None:
+    """Where a run says that its flats are in another one."""
+    source, _ = open_source(
+        f"tiled:{archive.url}#{archive.runs['one']}", profile(archive.folder)
+    )
+    found = source.find_run(archive.runs["two"])  # type: ignore[attr-defined]
+    assert [doc["uid"] for _, doc in found] == [
+        doc["uid"] for _, doc in archive.documents("two", (archive.folder,))
+    ]
+    nobody = source.find_run("00000000-0000-0000-0000-000000000000")  # type: ignore[attr-defined]
+    assert nobody is None
+    source.close()

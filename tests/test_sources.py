@@ -16,7 +16,8 @@ from scans import Outcome, assemble
 
 from ebl_stream.errors import InputError
 from ebl_stream.ingest.hdf5 import open_dataset, open_hdf5, resolve_uri
-from ebl_stream.profile import Profile, load
+from ebl_stream.profile import Profile
+from ebl_stream.profile_file import load
 from ebl_stream.sources import open_source
 from ebl_stream.sources.files import FileSource
 from ebl_stream.transport.documents import pack, unpack

@@ -6,7 +6,6 @@ import logging
 import pickle
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,58 +16,14 @@ import numpy as np
 import pytest
 import zmq
 from bad_network import BadNetwork
+from listening import TIMEOUT_S, Listening, event, until
 
 from ebl_stream.errors import InputError
-from ebl_stream.sources.listener import Listener
+from ebl_stream.sources import open_listener
 from ebl_stream.sources.proxy import ProxySource
-from ebl_stream.sources.zmq import DoorSource, _Client, open_listener
+from ebl_stream.sources.zmq import DoorSource, _Client
 from ebl_stream.transport import wire
-from ebl_stream.transport.documents import unpack
 from ebl_stream.transport.link import Link
-
-TIMEOUT_S = 30.0
-
-
-class Shelf:
-    """A sink that keeps documents; `refuse` and `fail_commit` make it difficult."""
-
-    def __init__(self) -> None:
-        self.taken: list[tuple[str, dict[str, Any]]] = []
-        self.n_committed = 0
-        self.refuse = 0
-        self.fail_commit = False
-
-    def take(self, packed: bytes) -> bool:
-        document = unpack(packed)
-        if self.refuse:
-            self.refuse -= 1
-            return False
-        self.taken.append(document)
-        return True
-
-    def commit(self) -> None:
-        if self.fail_commit:
-            raise OSError("no space left on device")
-        self.n_committed = len(self.taken)
-
-    @property
-    def numbers(self) -> list[int]:
-        return [doc["seq_num"] for name, doc in self.taken if name == "event"]
-
-
-class Listening:
-    """A listener in its thread."""
-
-    def __init__(self, listener: Listener) -> None:
-        self.listener = listener
-        self.shelf = Shelf()
-        self._thread = threading.Thread(target=listener.listen, args=(self.shelf,))
-        self._thread.start()
-
-    def end(self) -> None:
-        self.listener.close()
-        self._thread.join(TIMEOUT_S)
-        assert not self._thread.is_alive()
 
 
 @pytest.fixture
@@ -95,17 +50,6 @@ def link(tmp_path: Path) -> Iterator[Callable[..., Link]]:
     yield connect
     for one in links:
         one.close(linger_s=0)
-
-
-def event(number: int, values: Any = 1.0) -> dict[str, Any]:
-    return {"seq_num": number, "descriptor": "d", "data": {"image": values}}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -345,6 +289,44 @@ def test_nonsense_on_the_bus_is_counted(listening) -> None:
         until(lambda: sum(service.listener.problems.values()) == 5)
     context.term()
     assert service.listener.problems == {"not ours": 3, "malformed": 2}
+
+
+@pytest.mark.parametrize("n_lost", [10, 100, 1000])
+def test_a_burst_that_the_bus_loses_is_named_within_a_second(
+    listening, n_lost: int, caplog
+) -> None:
+    documents = [("start", {"uid": "r"})]
+    documents += [("descriptor", {"uid": "d", "run_start": "r", "name": "primary"})]
+    documents += [("event", {**event(k), "uid": f"e{k}"}) for k in range(1, 1201)]
+    rng = np.random.default_rng(n_lost)
+    lost = set(range(100, 100 + n_lost))
+    kept = [d for d in documents if d[1].get("seq_num") not in lost]
+    early = np.argsort(np.arange(len(kept)) + rng.uniform(0, 16, len(kept)))
+    kept[2:] = [kept[k] for k in early if k >= 2]  # late ones are not lost
+    kept += kept[5:25]
+    context = zmq.Context()
+    with context.socket(zmq.PUB) as bus:
+        bus.set_hwm(0)
+        port = bus.bind_to_random_port("tcp://127.0.0.1")
+        service = listening(f"zmq+sub://127.0.0.1:{port}")
+        until(lambda: _hears(bus, service))
+        for name, doc in kept:
+            bus.send(b" " + name.encode() + b" " + msgpack.packb(doc))
+        until(lambda: service.shelf.taken[-1] == kept[-1])
+        began = time.monotonic()
+        until(lambda: service.listener.problems["gap"] == n_lost)
+        assert time.monotonic() - began < 1.5
+        (record,) = [r for r in caplog.records if "did not come" in r.message]
+        assert f"primary: events 100 to {99 + n_lost} did" in record.message
+        stop = {"uid": "s", "run_start": "r", "num_events": {"primary": 1203}}
+        bus.send(b" stop " + msgpack.packb(stop))
+        until(lambda: service.listener.problems["gap"] == n_lost + 3)
+    context.term()
+
+
+def _hears(bus: Any, service: Listening) -> bool:
+    bus.send(b" event " + msgpack.packb(event(0)))
+    return bool(service.shelf.taken)
 
 
 def test_a_ping_does_not_bring_an_old_status_back() -> None:

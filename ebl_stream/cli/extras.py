@@ -6,6 +6,7 @@ EXTRAS = {
     "bluesky": "demo",
     "ophyd": "demo",
     "ophyd_async": "demo",
+    "confluent_kafka": "kafka",
     "p4p": "pva",
     "astra": "astra",
 }

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ebl_stream.errors import InputError
-from ebl_stream.profile import Profile, load
+from ebl_stream.profile import Profile
+from ebl_stream.profile_file import load
+from ebl_stream.sources.listener import Listener
 from ebl_stream.transport.journal import is_journal
 
 
@@ -76,6 +78,47 @@ def open_source(
 
         source = FileSource(path, profile, overrides=overrides, speed=speed)
     return source, source.profile
+
+
+def open_listener(
+    address: str, profile: Profile | None = None, out: Path | None = None
+) -> Listener:
+    """Open what documents are to be taken from while scans run.
+
+    Parameters
+    ----------
+    address : str
+        ``zmq://host:port``, ``ipc://path`` (our doors), ``zmq+sub://host:port`` (the
+        stock publisher's proxy), ``kafka://host:port/topic?group=NAME``, or
+        ``tiled:URL`` (the runs in a container of a Tiled server).
+    profile : Profile, optional
+        Where a Tiled server's key is, and which of its files may be read.
+    out : Path, optional
+        Folder in which is remembered which runs of a Tiled server were told.
+
+    Raises
+    ------
+    InputError
+        Another form, or it cannot be used.
+    ModuleNotFoundError
+        Its client is not installed.
+    """
+    # Imported here: each kind of source has imports of its own.
+    if address.startswith("kafka://"):
+        from ebl_stream.sources.kafka import KafkaSource
+
+        return KafkaSource(address)
+    if address.startswith("tiled:"):
+        from ebl_stream.sources.tiled_subscription import TiledSource
+
+        return TiledSource(address, profile or load("default"), out)
+    if address.startswith("zmq+sub://"):
+        from ebl_stream.sources.proxy import ProxySource
+
+        return ProxySource(address)
+    from ebl_stream.sources.zmq import DoorSource
+
+    return DoorSource(address)
 
 
 def _require_file(path: Path) -> None:

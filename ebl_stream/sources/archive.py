@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 from ebl_stream.errors import InputError
-from ebl_stream.profile import Profile, load
+from ebl_stream.profile import Profile
+from ebl_stream.profile_file import load
 from ebl_stream.sources.exported import export_documents, is_readable, recut
-from ebl_stream.sources.synthesis import Document, order_streams, synthesize
+from ebl_stream.sources.synthesis import Document, RunTeller, order_streams
 
 try:
     import httpx
@@ -50,7 +51,8 @@ def open_archive(
         form = "tiled:URL#uid" if is_tiled else "databroker:CATALOG/uid"
         raise InputError(f"{kind}:{address}: expected {form}")
     url = place if is_tiled else _catalog_url(place, address)
-    source = ArchiveSource(_find_run(_connect(url, profile), uid, url), profile)
+    catalog = connect(url, profile)
+    source = ArchiveSource(_find_run(catalog, uid, url), profile, catalog)
     return source, profile
 
 
@@ -67,10 +69,12 @@ class ArchiveSource:
     run : tiled client
         A container with the spec BlueskyRun.
     profile : Profile
+    catalog : tiled client
+        The container that the run is in; other runs are looked for in it.
     """
 
-    def __init__(self, run: Any, profile: Profile) -> None:
-        self._run, self._profile = run, profile
+    def __init__(self, run: Any, profile: Profile, catalog: Any) -> None:
+        self._run, self._profile, self._catalog = run, profile, catalog
         self.profile = profile
         self.roots = tuple(
             Path(root).expanduser().resolve() for root in profile.files.roots
@@ -83,6 +87,15 @@ class ArchiveSource:
         except httpx.HTTPError as error:
             uid = self._run.metadata["start"]["uid"]
             raise InputError(f"Tiled no longer gives run {uid}: {error}") from None
+
+    def find_run(self, run_uid: str) -> Iterator[Document] | None:
+        """Return the documents of another run of the catalog; None: not there."""
+        try:
+            run = _find_run(self._catalog, run_uid, "the catalog")
+        except InputError as error:
+            logger.info("%s", error)
+            return None
+        return ArchiveSource(run, self._profile, self._catalog).documents()
 
     def close(self) -> None:
         """Close the connection."""
@@ -101,7 +114,7 @@ class ArchiveSource:
         ):
             yield from recut(exported, streams)
             return
-        yield from synthesize(self._run, streams, self._profile, self.roots)
+        yield from RunTeller(self._profile, self.roots).documents(self._run)
 
 
 def _catalog_url(catalog: str, address: str) -> str:
@@ -120,8 +133,14 @@ def _catalog_url(catalog: str, address: str) -> str:
     return url
 
 
-def _connect(url: str, profile: Profile) -> Any:
-    """Connect without ever asking for a password."""
+def connect(url: str, profile: Profile) -> Any:
+    """Connect without ever asking for a password; return a tiled client.
+
+    Raises
+    ------
+    InputError
+        No answer, a key that is wrong or in the wrong place, or no such entry.
+    """
     if "api_key" in parse_qs(urlparse(url).query):
         raise InputError(
             "the server's key does not belong into the address; "

@@ -18,7 +18,8 @@ from ebl_stream.frames import Kind
 from ebl_stream.ingest.hdf5 import open_hdf5
 from ebl_stream.ingest.links import DAMAGE
 from ebl_stream.ingest.truncated import shortage
-from ebl_stream.profile import Keys, Profile, load, shipped
+from ebl_stream.profile import Keys, Profile
+from ebl_stream.profile_file import load, shipped
 from ebl_stream.sources.checks import ScanFile, Stack, check_scan
 from ebl_stream.sources.layouts import Container, find_layout
 from ebl_stream.sources.pace import Pace

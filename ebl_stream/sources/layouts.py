@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -16,12 +17,17 @@ from ebl_stream.errors import InputError
 from ebl_stream.ingest.hdf5 import open_dataset
 from ebl_stream.ingest.links import DAMAGE
 from ebl_stream.ingest.truncated import survivors
-from ebl_stream.profile import Datasets, Profile, load
+from ebl_stream.profile import Datasets, Profile
+from ebl_stream.profile_file import load
 
 logger = logging.getLogger(__name__)
 
 _MAX_SOFT_LINKS = 16
 _MAX_LISTED = 8
+_MAX_GROUPS = 100
+"""Looked at on one level; a scan has a few."""
+_MAX_DATASETS = 1000
+"""Counted for a message."""
 _MAX_TEXT = 256
 _TIMES = (
     "/exchange/time",
@@ -237,7 +243,7 @@ def _subgroups(file: h5py.File, path: str) -> list[str]:
     if not isinstance(group, h5py.Group):
         return []
     try:
-        names = list(group)
+        names = list(islice(group, _MAX_GROUPS))
     except DAMAGE as error:
         logger.debug("%s: %s", path, error)
         return []
@@ -299,9 +305,10 @@ def _datasets(file: h5py.File) -> Iterator[str]:
     """Yield ``/path shape`` of every dataset with a shape, links left out."""
     found: list[str] = []
 
-    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> bool | None:
         if isinstance(item, h5py.Dataset) and item.shape:
             found.append(f"/{name} {item.shape}")
+        return True if len(found) >= _MAX_DATASETS else None  # anything else goes on
 
     with contextlib.suppress(*DAMAGE):
         file.visititems(visit)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
 import zmq
 
+from ebl_stream.sources.gaps import Gaps
 from ebl_stream.sources.listener import (
     COMMIT_EVERY_S,
     IDLE_POLL_MS,
@@ -14,13 +16,15 @@ from ebl_stream.sources.listener import (
     SocketListener,
 )
 from ebl_stream.transport import wire
+from ebl_stream.transport.documents import DocumentError, unpack
 
 
 class ProxySource(SocketListener):
     """Listens to a PUB socket that carries ``prefix name payload``, payload msgpack.
 
     That is what ``bluesky.callbacks.zmq.Publisher(address,
-    serializer=msgpack.packb)`` sends. Payloads that are pickled are refused.
+    serializer=msgpack.packb)`` sends. Payloads that are pickled are refused. What the
+    sockets lose is named within a second (``problems["gap"]``, and the log).
 
     Parameters
     ----------
@@ -36,6 +40,7 @@ class ProxySource(SocketListener):
     def __init__(self, address: str) -> None:
         super().__init__()
         self.address = address
+        self._gaps = Gaps(self.problems)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         endpoint = wire.endpoint(address)
         self._socket = self._context.socket(zmq.SUB)
@@ -57,6 +62,7 @@ class ProxySource(SocketListener):
                     self._receive(sink)
                 if time.monotonic() - committed_at >= COMMIT_EVERY_S:
                     self._commit(sink)
+                    self._gaps.look()
                     committed_at = time.monotonic()
         finally:
             self._commit(sink)
@@ -85,7 +91,10 @@ class ProxySource(SocketListener):
         else:
             # [name, document], around the payload as it is: unpacked once, by the
             # sink, with all its limits.
-            self.hand_over(sink, b"\x92" + bytes([0xA0 | len(name)]) + name + payload)
+            packed = b"\x92" + bytes([0xA0 | len(name)]) + name + payload
+            self.hand_over(sink, packed)
+            with contextlib.suppress(DocumentError):  # counted already
+                self._gaps.note(*unpack(packed))
 
     def _commit(self, sink: Sink) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import h5py
 
 from ebl_stream.errors import InputError
 from ebl_stream.ingest.hdf5 import resolve_uri
-from ebl_stream.profile import Profile, load
+from ebl_stream.profile import Profile
+from ebl_stream.profile_file import load
 from ebl_stream.sources.pace import Pace
+from ebl_stream.sources.past_runs import journaled_run
 from ebl_stream.transport.journal import read_journal
 
 logger = logging.getLogger(__name__)
@@ -72,6 +74,10 @@ class RecordedSource:
         for received_s, name, doc in read_journal(self.path):
             pace.wait(received_s)
             yield name, doc
+
+    def find_run(self, run_uid: str) -> Iterable[tuple[str, dict[str, Any]]] | None:
+        """Return the documents of another run that was recorded beside this one."""
+        return journaled_run(self.path.parent)(run_uid)
 
     def close(self) -> None:
         """Do nothing: the file closes with the iterator."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ Document: TypeAlias = tuple[str, dict[str, Any]]
 BLOCK_FRAMES = 64
 _BLOCK_BYTES = 4 * 2**20
 _TABLE = "internal"
+_PLACED_WITHIN_S = 5.0
+"""How long a stream waits for the arrays of all its data keys."""
 
 
 def order_streams(run: Any, streams: Streams) -> list[str]:
@@ -31,32 +34,56 @@ def order_streams(run: Any, streams: Streams) -> list[str]:
     return sorted(run, key=lambda name: (ranks.get(name, 2), name))
 
 
-def synthesize(
-    run: Any, streams: Sequence[str], profile: Profile, roots: Sequence[Path]
-) -> Iterator[Document]:
-    """Yield the documents of a run, one stream after the other.
+class RunTeller:
+    """Tells a run on a Tiled server as documents, as much of it as there is.
+
+    Called again it tells what came since; what was told of is what the caller has
+    taken from the iterator and gone on after.
 
     Parameters
     ----------
-    run : tiled client
-        A BlueskyRun 3.x: one container per stream, in it an ``internal`` table and
-        one array per data key ``(N, H, W)``, ``(N, 1, H, W)``, ``(N*m, H, W)`` or
-        ``(N, m, H, W)``, m frames per event.
-    streams : sequence of str
-        In the order in which they are told.
     profile : Profile
     roots : sequence of Path
         Files outside of these are not named, their arrays are read through Tiled.
     """
-    yield "start", _plain(run.metadata["start"])
-    descriptors = {doc["name"]: doc for doc in reversed(run.descriptors)}
-    for name in streams:
-        if name in descriptors:
-            stream = _Stream(run[name].base, _plain(descriptors[name]), profile, roots)
-            yield from stream.documents()
-    stop = run.metadata.get("stop")
-    if stop:
-        yield "stop", _plain(stop)
+
+    def __init__(self, profile: Profile, roots: Sequence[Path]) -> None:
+        self._profile = profile
+        self._roots = roots
+        self._streams: dict[str, _Stream] = {}
+        self._has_begun = False
+        self.is_over = False
+
+    def documents(self, run: Any) -> Iterator[Document]:
+        """Yield what was not told yet, one stream after the other.
+
+        Parameters
+        ----------
+        run : tiled client
+            A BlueskyRun 3.x, fetched anew: one container per stream, in it an
+            ``internal`` table and one array per data key ``(N, H, W)``,
+            ``(N, 1, H, W)``, ``(N*m, H, W)`` or ``(N, m, H, W)``, m frames per event.
+        """
+        if not self._has_begun:
+            yield "start", _plain(run.metadata["start"])
+            self._has_begun = True
+        stop = run.metadata.get("stop")
+        descriptors = {doc["name"]: doc for doc in reversed(run.descriptors)}
+        for name in order_streams(run, self._profile.streams):
+            if name in descriptors:
+                if name not in self._streams:
+                    descriptor = _plain(descriptors[name])
+                    stream = _Stream(descriptor, self._profile, self._roots)
+                    self._streams[name] = stream
+                node = run[name].base
+                yield from self._streams[name].documents(node, is_over=bool(stop))
+        if stop:
+            yield from self.end(run)
+
+    def end(self, run: Any) -> Iterator[Document]:
+        """Yield the stop document, whatever of the run was told."""
+        yield "stop", _plain(run.metadata["stop"])
+        self.is_over = True
 
 
 @dataclass(frozen=True)
@@ -76,6 +103,10 @@ class _Column:
         n_per_event = max(datum_shape[0], 1)
         return cls(node, shape[0] // n_per_event, n_per_event)
 
+    def grown(self, node: Any) -> _Column:
+        """Return the same column of an array that has grown."""
+        return _Column(node, node.shape[0] // (self.n_per_event or 1), self.n_per_event)
+
     @property
     def event_bytes(self) -> int:
         total = math.prod(self.node.shape) * self.node.dtype.itemsize
@@ -94,42 +125,81 @@ class _Column:
 
 
 class _Stream:
-    """The documents of one stream."""
+    """The documents of one stream, and how far they were told."""
 
     def __init__(
-        self,
-        node: Any,
-        descriptor: dict[str, Any],
-        profile: Profile,
-        roots: Sequence[Path],
+        self, descriptor: dict[str, Any], profile: Profile, roots: Sequence[Path]
     ) -> None:
         self._descriptor = descriptor
+        self._profile, self._roots = profile, roots
         self._files: dict[str, tuple[_Column, dict[str, Any]]] = {}
         self._inline: dict[str, _Column] = {}
-        parts = list(node)
-        self._rows = _read_rows(node[_TABLE]) if _TABLE in parts else []
-        for key, described in descriptor["data_keys"].items():
-            if key in parts and key != _TABLE:
-                self._place(key, described, node[key], profile, roots)
-        columns = [
-            *self._inline.values(),
-            *(column for column, _ in self._files.values()),
-        ]
-        self._n_events = max(
-            [len(self._rows), *(c.n_events for c in columns)], default=0
-        )
+        self._rows: list[dict[str, Any]] = []
+        self._told: dict[str, int] = {}
+        """Events told, by data key in a file; of events themselves under ``""``."""
+        self._has_begun = False
+        self._seen_s = math.inf
 
-    def _place(
-        self,
-        key: str,
-        described: dict[str, Any],
-        node: Any,
-        profile: Profile,
-        roots: Sequence[Path],
-    ) -> None:
+    def documents(self, node: Any, *, is_over: bool) -> Iterator[Document]:
+        """Yield what was not told yet; what is whole, unless the run is over."""
+        self._update(node)
+        if not (is_over or self._has_begun or self._can_begin()):
+            return
+        if not self._has_begun:
+            yield "descriptor", self._descriptor
+            self._has_begun = True
+        for key, (_, resource) in self._files.items():
+            if key not in self._told:
+                yield "stream_resource", self._resource(key, resource)
+                self._told[key] = 0
+        n_events = self._n_inline(is_over)
+        n_bytes = sum(column.event_bytes for column in self._inline.values())
+        step = max(1, min(BLOCK_FRAMES, _BLOCK_BYTES // max(n_bytes, 1)))
+        told = [self._told.setdefault("", 0), *self._told.values()]
+        ends = [n_events, *(column.n_events for column, _ in self._files.values())]
+        for start in range(min(told), max(ends), step):
+            yield from self._datums(start, start + step)
+            begin, end = max(start, self._told[""]), min(start + step, n_events)
+            yield from self._events(begin, end)
+
+    def _update(self, node: Any) -> None:
+        """Look how far the stream has grown, and where new keys are."""
+        parts = dict(node.items())
+        self._rows = _read_rows(parts[_TABLE]) if _TABLE in parts else []
+        for key, described in self._descriptor["data_keys"].items():
+            if key not in parts or key == _TABLE:
+                continue
+            if key in self._files:
+                column, resource = self._files[key]
+                self._files[key] = (column.grown(parts[key]), resource)
+            elif key in self._inline:
+                self._inline[key] = self._inline[key].grown(parts[key])
+            else:
+                self._place(key, described, parts[key])
+
+    def _can_begin(self) -> bool:
+        """Say whether it is known where every key is; a descriptor tells it once."""
+        found = self._files.keys() | self._inline.keys() | self._columns()
+        if not found:
+            return False
+        now = time.monotonic()
+        self._seen_s = min(self._seen_s, now)
+        is_whole = self._descriptor["data_keys"].keys() <= found
+        return is_whole or now - self._seen_s > _PLACED_WITHIN_S
+
+    def _columns(self) -> set[str]:
+        return set(self._rows[0]) if self._rows else set()
+
+    def _n_inline(self, is_over: bool) -> int:
+        """Return how many events can be told: rows and arrays grow one by one."""
+        sizes = [column.n_events for column in self._inline.values()]
+        sizes += [len(self._rows)] if self._rows or not sizes else []
+        return (max if is_over else min)(sizes)
+
+    def _place(self, key: str, described: dict[str, Any], node: Any) -> None:
         """Decide where a key's values come from: a file here, or Tiled."""
         column = _Column.of(node, described.get("shape") or ())
-        resource = _resource(node, profile, roots)
+        resource = _resource(node, self._profile, self._roots)
         if resource:
             self._files[key] = (column, resource)
             return
@@ -143,46 +213,35 @@ class _Stream:
         )
         described["shape"] = list(rest[1:] if rest[:1] == (1,) else rest)
 
-    def documents(self) -> Iterator[Document]:
-        yield "descriptor", self._descriptor
-        for key, (_, resource) in self._files.items():
-            yield (
-                "stream_resource",
-                {
-                    "uid": self._resource_uid(key),
-                    "run_start": self._descriptor["run_start"],
-                    "data_key": key,
-                    **resource,
-                },
-            )
-        n_bytes = sum(column.event_bytes for column in self._inline.values())
-        step = max(1, min(BLOCK_FRAMES, _BLOCK_BYTES // max(n_bytes, 1)))
-        for start in range(0, self._n_events, step):
-            stop = min(start + step, self._n_events)
-            yield from self._datums(start, stop)
-            yield from self._events(start, stop)
+    def _resource(self, key: str, resource: dict[str, Any]) -> dict[str, Any]:
+        uid, run = self._resource_uid(key), self._descriptor["run_start"]
+        return {"uid": uid, "run_start": run, "data_key": key, **resource}
 
     def _resource_uid(self, key: str) -> str:
         return f"{self._descriptor['uid']}/{key}"
 
     def _datums(self, start: int, stop: int) -> Iterator[Document]:
         for key, (column, _) in self._files.items():
-            end = min(stop, column.n_events)
-            if end <= start:
+            begin, end = max(start, self._told[key]), min(stop, column.n_events)
+            if end <= begin:
                 continue
             resource = self._resource_uid(key)
             yield (
                 "stream_datum",
                 {
-                    "uid": f"{resource}/{start}",
+                    # With both ends: told anew, it may be cut in other places.
+                    "uid": f"{resource}/{begin}:{end}",
                     "stream_resource": resource,
                     "descriptor": self._descriptor["uid"],
-                    "indices": {"start": start, "stop": end},
-                    "seq_nums": {"start": start + 1, "stop": end + 1},
+                    "indices": {"start": begin, "stop": end},
+                    "seq_nums": {"start": begin + 1, "stop": end + 1},
                 },
             )
+            self._told[key] = end
 
     def _events(self, start: int, stop: int) -> Iterator[Document]:
+        if stop <= start:
+            return
         blocks = {key: column.read(start, stop) for key, column in self._inline.items()}
         for i in range(start, stop):
             row = dict(self._rows[i]) if i < len(self._rows) else {}
@@ -208,6 +267,7 @@ class _Stream:
                         "filled": {},
                     },
                 )
+            self._told[""] = i + 1
 
 
 def _resource(

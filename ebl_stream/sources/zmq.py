@@ -16,15 +16,14 @@ from typing import Any
 
 import zmq
 
+from ebl_stream import failpoints
 from ebl_stream.errors import InputError
 from ebl_stream.sources.listener import (
     COMMIT_EVERY_S,
     IDLE_POLL_MS,
-    Listener,
     Sink,
     SocketListener,
 )
-from ebl_stream.sources.proxy import ProxySource
 from ebl_stream.transport import wire
 
 logger = logging.getLogger(__name__)
@@ -34,19 +33,6 @@ MAX_HELD = 4096
 """Documents of one door that came before an earlier one."""
 MAX_CLIENTS = 256
 MAX_RUNS_TOLD = 32
-
-
-def open_listener(address: str) -> Listener:
-    """Listen to ``zmq://host:port``, ``ipc://path`` or ``zmq+sub://host:port``.
-
-    Raises
-    ------
-    InputError
-        Another form, or the address cannot be bound.
-    """
-    if address.startswith("zmq+sub://"):
-        return ProxySource(address)
-    return DoorSource(address)
 
 
 @dataclass
@@ -234,6 +220,7 @@ class DoorSource(SocketListener):
                 client.ack_due = False
                 head = wire.Head(wire.ACK, client_id, client.committed)
                 self._send(client, head, wire.pack_small(sorted(client.held)))
+                failpoints.hit("acknowledged")
 
     def _tell_all(self) -> None:
         """Send the newest of every run that there is news of."""
