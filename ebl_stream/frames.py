@@ -33,7 +33,6 @@ Reason: TypeAlias = Literal[
     "wrong_shape",  # another shape or dtype than the run's first frame
     "no_image",  # an angle without an image
     "invalid_kind",  # marked invalid (image key 3) by the beamline
-    "late",  # came after the run was closed
     "budget",  # no memory and no file to keep it in
 ]
 """Why a frame was rejected or dropped: a closed list, published with the data."""
@@ -113,6 +112,10 @@ class Closed:
     """Flats and darks owed by ``stop.num_events``, as far as it says."""
     feed: dict[str, Any] | None = None
     """What a frame feed says of its part; None: there was none."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """More to publish: flats from elsewhere, angles put between their neighbors."""
+    is_references_only: bool = False
+    """It held flats and darks for other runs, and no projections."""
 
 
 Item: TypeAlias = Announced | Repeated | Frame | Rejected | Closed

@@ -1,11 +1,13 @@
 """The conservation law."""
 
+from typing import get_args
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebl_stream.engine.ledger import Ledger, Ledgers, ranges
-from ebl_stream.frames import Announced, Kind
+from ebl_stream.engine.ledger import DROPPED, Ledger, Ledgers, ranges
+from ebl_stream.frames import Announced, Kind, Reason
 
 
 def total(report):
@@ -83,3 +85,34 @@ def test_kinds_that_share_a_stream_are_not_missing_in_each_other():
     for kind, n in ((Kind.DARK, 10), (Kind.FLAT, 15), (Kind.PROJECTION, 30)):
         report = ledgers[kind].report([])
         assert (report["announced"], report["missing"]) == (n, 0)
+
+
+def test_what_nothing_explains_is_an_alarm_said_once(caplog):
+    ledgers = Ledgers(shared_index=False, run_uid="abc")
+    ledger = ledgers[Kind.PROJECTION]
+    ledger.announce(0, 10)
+    assert ledger.report(range(8))["alarm"] is None  # two are on their way
+    ledgers.close()
+    for _ in range(3):
+        alarm = ledger.report(range(8))["alarm"]
+        assert alarm == "2 announced frames are neither used nor named"
+    assert caplog.text.count("run abc, projections: 2 announced frames") == 1
+    ledger.reject(8, "blank")
+    ledger.reject(9, "budget")
+    report = ledger.report(range(8))
+    assert (report["alarm"], report["residue"]) == (None, 0)
+    assert report["rejected_by"] == {"blank": 1}
+    assert report["dropped_by"] == {"budget": 1}
+    alarm = ledger.report(range(12))["alarm"]
+    assert alarm == "2 frames are in the books that nobody announced"
+    assert alarm in caplog.text
+
+
+def test_only_our_own_reasons_are_drops():
+    """A new reason has to be sorted in: is it the frame's, or ours?"""
+    assert set(DROPPED) == {"budget"}
+    frames_own = set(get_args(Reason)) - set(DROPPED)
+    assert frames_own == {
+        *("non_finite", "blank", "unreadable", "no_angle", "wrong_shape"),
+        *("no_image", "invalid_kind"),
+    }

@@ -28,20 +28,17 @@ class Book:
     def __init__(self, **kwargs):
         self.clock = Clock()
         self.got: dict[str, list[tuple[str, dict]]] = {}
-        self.closed: list[str] = []
         self.sorter = RunSorter(self.open, clock=self.clock, **kwargs)
 
     def open(self, start):
-        book, docs = self, self.got.setdefault(start["uid"], [])
+        docs = self.got.setdefault(start["uid"], [])
+        return lambda name, doc: docs.append((name, doc))
 
-        class Consumer:
-            def __call__(self, name, doc):
-                docs.append((name, doc))
-
-            def close(self):
-                book.closed.append(start["uid"])
-
-        return Consumer()
+    def reason(self, uid):
+        """Why a run was cut short; None: it was not."""
+        name, doc = self.got[uid][-1]
+        is_cut = name == "stop" and doc["exit_status"] == "unknown"
+        return doc["reason"] if is_cut else None
 
     def names(self, uid):
         return [name for name, _ in self.got[uid]]
@@ -167,7 +164,7 @@ def test_an_early_stop_waits_for_its_grace_at_most():
     book.clock.now = 2.0
     book.sorter.tick()
     assert book.names(uid)[-1] == "stop"
-    assert book.closed == []
+    assert book.reason(uid) is None
 
 
 def test_an_event_whose_datum_is_lost_comes_before_the_stop():
@@ -189,9 +186,13 @@ def test_a_silent_run_and_the_end_of_the_source_close_without_a_stop():
     for name, doc in second[:-1]:
         book.sorter(name, doc)
     book.sorter.tick()
-    assert book.closed == [first[0][1]["uid"]]
+    uids = [run[0][1]["uid"] for run in (first, second)]
+    assert book.reason(uids[0]) == "no stop document: silent for 10 s"
+    assert "stop" not in book.names(uids[1])
     book.sorter.close()
-    assert book.closed[1:] == [second[0][1]["uid"]]
+    assert book.reason(uids[1]) == "no stop document: the documents ended"
+    stops = [doc for uid in uids for name, doc in book.got[uid] if name == "stop"]
+    assert [stop["run_start"] for stop in stops] == uids
 
 
 def test_duplicates_are_passed_on_but_no_second_start_or_stop(caplog):
@@ -268,7 +269,7 @@ def test_what_is_held_is_bounded(caplog):
         ("event", None),
     ],
 )
-def test_nonsense_is_logged_and_ignored(name, doc, caplog):
+def test_nonsense_is_refused_and_logged(name, doc, caplog):
     docs = scan(2)
     book, uid = Book(), docs[0][1]["uid"]
     book.sorter(*docs[0])
@@ -276,7 +277,7 @@ def test_nonsense_is_logged_and_ignored(name, doc, caplog):
         doc = {**doc, "run_start": uid}
     with caplog.at_level(logging.WARNING):
         book.sorter(name, doc)
-    assert "ignored" in caplog.text
+    assert "refused" in caplog.text
     for later in docs[1:]:
         book.sorter(*later)
     assert book.names(uid)[-1] == "stop"
@@ -288,7 +289,7 @@ def test_nothing_is_kept_of_finished_runs():
         for name, doc in legacy(20):
             book.sorter(name, doc)
     sorter = book.sorter
-    left = [sorter._runs, sorter._known, sorter._held, sorter._waiting]
+    left = [sorter._runs, sorter._known, sorter._held]
     assert not any(left)
     assert len(sorter._gone) == 15
 
@@ -297,15 +298,12 @@ def test_what_a_consumer_raises_comes_out_and_the_others_are_closed():
     runs, closed = [scan(), scan()], []
 
     def factory(start):
-        class Consumer:
-            def __call__(self, name, doc):
-                pass
-
-            def close(self):
+        def consumer(name, doc):
+            if name == "stop":
                 closed.append(start["uid"])
                 raise ValueError(start["uid"])
 
-        return Consumer()
+        return consumer
 
     sorter = RunSorter(factory)
     for run in runs:

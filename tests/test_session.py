@@ -9,7 +9,7 @@ import pytest
 import zarr
 from reference import nrmse, nufft_fbp
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.session import Session
 from ebl_stream.errors import InputError
@@ -152,6 +152,27 @@ def test_no_flats_at_all_is_said(raw, run):
     assert metadata["references"]["source"] == "assumed"
     assert result.state == "complete"
     assert nrmse(volume, batch(raw, np.arange(N_ANGLES)), fit=True) < 0.05
+
+
+def test_without_flats_the_order_of_arrival_does_not_matter(raw, run):
+    images, theta = raw
+    drifting = np.linspace(1, 0.8, N_ANGLES)[:, None, None] * images
+    drifting = drifting.astype(np.uint16), theta
+    forward = run([*projections(drifting, range(N_ANGLES)), END])[1]
+    back = run([*projections(drifting, reversed(range(N_ANGLES))), END])[1]
+    assert nrmse(forward, back) < 1e-5
+
+
+def test_a_flat_of_the_closed_shutter_does_not_count(raw, run):
+    blank = Frame(9, Kind.FLAT, np.nan, np.zeros_like(REFERENCES[1].image))
+    extra = [Announced(Kind.FLAT, 9, 10), blank]
+    frames = [*projections(raw, range(N_ANGLES)), END]
+    result, volume = run([*REFERENCES, *extra, *frames])
+    expected = run([*REFERENCES, *frames])[1]
+    np.testing.assert_array_equal(volume, expected)
+    assert result.state == "partial"
+    metadata = json.loads((run.folder / "run-1" / "metadata.json").read_text())
+    assert metadata["references"]["flats"]["rejected_by"] == {"blank": 1}
 
 
 def test_bad_frames_are_rejected_with_their_reasons(raw, run):

@@ -2,11 +2,13 @@
 
 ``announced = used + superseded + duplicate + rejected + dropped + missing +
 in_flight``. ``announced`` counts every distinct frame that the run owes, once,
-and every repeated delivery. What does not add up is the residue: an alarm.
+and every repeated delivery. What does not add up is the residue: an alarm, and so is
+what is still in flight when the run is over.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream.frames import Announced, Kind, Reason, Rejected, Repeated
+
+log = logging.getLogger(__name__)
+
+DROPPED: tuple[Reason, ...] = ("budget",)
+"""Reasons that are ours: the frame was fine. All others are the frame's."""
 
 
 def ranges(indices: NDArray[np.int64]) -> list[list[int]]:
@@ -28,9 +35,17 @@ def ranges(indices: NDArray[np.int64]) -> list[list[int]]:
 
 
 class Ledger:
-    """What became of the frames of one kind in one run."""
+    """What became of the frames of one kind in one run.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    name : str
+        Of the run and the kind, for the log.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self._name = name
+        self._alarm: str | None = None
         self._announced = np.zeros(0, bool)
         self._refused: dict[int, tuple[str, Reason]] = {}
         self._repeated: Counter[str] = Counter()
@@ -68,12 +83,9 @@ class Ledger:
         self._repeated[how] += n
 
     def reject(self, index: int, reason: Reason) -> None:
-        """Note a frame that cannot be used."""
-        self._refused[index] = ("rejected", reason)
-
-    def drop(self, index: int, reason: Reason) -> None:
-        """Note a usable frame that there was no room for."""
-        self._refused[index] = ("dropped", reason)
+        """Note a frame that cannot be used, or that there was no room for."""
+        how = "dropped" if reason in DROPPED else "rejected"
+        self._refused[index] = (how, reason)
 
     def accept(self, index: int) -> None:
         """Note that a later delivery of a refused frame can be used."""
@@ -131,12 +143,25 @@ class Ledger:
         return counts | {
             "orphan": self.n_orphan,
             "residue": residue,
+            "alarm": self._raise_alarm(residue, counts["in_flight"]),
             "rejected_by": by["rejected"],
             "dropped_by": by["dropped"],
             "missing_indices": ranges(missing),
             "rejected_indices": _indices(refused, "rejected"),
             "dropped_indices": _indices(refused, "dropped"),
         }
+
+    def _raise_alarm(self, residue: int, in_flight: int) -> str | None:
+        """Say what nothing explains, in words; log it when it is news."""
+        alarm = None
+        if residue:
+            alarm = f"{abs(residue)} frames are in the books that nobody announced"
+        elif self._closed and in_flight:
+            alarm = f"{in_flight} announced frames are neither used nor named"
+        if alarm is not None and alarm != self._alarm:
+            log.error("%s: %s; this is a fault of the software", self._name, alarm)
+        self._alarm = alarm
+        return alarm
 
     def _n_announced(self, n_missing: int) -> int:
         return int(np.count_nonzero(self._announced)) + n_missing
@@ -170,11 +195,15 @@ class Ledgers:
     shared_index : bool
         Kinds share one stream (frames with an image key), so an index that holds a
         flat is not a missing projection.
+    run_uid : str
+        For the log.
     """
 
-    def __init__(self, *, shared_index: bool) -> None:
+    def __init__(self, *, shared_index: bool, run_uid: str = "") -> None:
         self._shared_index = shared_index
-        self._by_kind = {kind: Ledger() for kind in Kind}
+        self._by_kind = {
+            kind: Ledger(f"run {run_uid}, {kind.name.lower()}s") for kind in Kind
+        }
 
     def __getitem__(self, kind: Kind) -> Ledger:
         return self._by_kind[kind]

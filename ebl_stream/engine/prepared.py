@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -33,7 +34,7 @@ NONE, NOTHING = np.float32(-1), np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Prepared(ABC):
     """Some projections, as far as they must be treated whole."""
 
     shape: tuple[int, int, int]
@@ -80,8 +81,9 @@ class Prepared:
         self._write(rows, out, total, [1] * n if signs is None else signs)
         return out
 
+    @abstractmethod
     def _write(self, rows: Rows, out: Any, total: Any, signs: Sequence[int]) -> None:
-        raise NotImplementedError
+        """Write line integrals of rows to ``out``, and add them to ``total``."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebl_stream import audit
 from ebl_stream.engine.grids import Grids, Rings
 from ebl_stream.engine.preprocessing import Prepared
 from ebl_stream.engine.rooms import Rooms
@@ -32,6 +33,12 @@ AT_ONCE = BLOCK + 8
 
 NEGLIGIBLE = 1e-6
 """Relative change of a weight that is not worth a scatter."""
+
+
+def center_bytes(n_columns: int) -> int:
+    """Return the bytes that are kept of each projection for the center finder."""
+    return 4 * CENTER_ROWS * n_columns
+
 
 Places = NDArray[np.intp]
 
@@ -111,6 +118,7 @@ class ProjectionSum:
             self.grids.add(slab, values, theta, shares, footprint)
 
         self.grids.each(one)
+        audit.added(self.window, places, shares)
         self.window.summed[places] = True
         if self._is_first_pass:
             for place, rows in zip(places[is_new], found, strict=True):
@@ -156,6 +164,7 @@ class ProjectionSum:
         """
         self.grids.reset(rotation_center)
         self.window.applied[:] = 0
+        audit.reset(self.window)
         if references is not None:
             self.references = references
             self._center_values.clear()
@@ -166,6 +175,7 @@ class ProjectionSum:
         self._is_first_pass = False
         self.grids.hold(slabs)
         self.window.applied[:] = 0
+        audit.reset(self.window)
         self._forget_sums()
 
     def _forget_sums(self) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
+from ebl_stream.engine.window import Window
 from ebl_stream.errors import InputError
-from ebl_stream.frames import Image, Kind
+from ebl_stream.frames import Frame, FrameRef, Image, Kind
 from ebl_stream.stages import References
 from ebl_stream.stages.preprocess.pixels import find_bad_pixels
 
@@ -21,7 +24,7 @@ NOISE_ROWS = 64
 
 
 class ReferenceFrames:
-    """Collect flats and darks of one run.
+    """Collect flats and darks of one run; the last write of an index wins.
 
     Flats taken at another time of the scan are another group: the beam drifts.
     """
@@ -30,20 +33,36 @@ class ReferenceFrames:
         self._flats: dict[float, _Mean] = {}
         self._dark = _Mean()
         self._shape: dict[Kind, tuple[int, ...]] = {}
-        self.used: dict[Kind, list[int]] = {Kind.FLAT: [], Kind.DARK: []}
+        # Means are made on the way; frames are read again only if one is retaken.
+        self._kept = {kind: Window(0) for kind in (Kind.FLAT, Kind.DARK)}
+        self._positions: dict[tuple[Kind, int], float] = {}
 
-    def add(self, kind: Kind, index: int, image: Image, position: float = 0.0) -> None:
+    @property
+    def used(self) -> dict[Kind, list[int]]:
+        """Indices of the frames in the means, by kind."""
+        return {kind: kept.indices for kind, kept in self._kept.items()}
+
+    def add(
+        self,
+        kind: Kind,
+        index: int,
+        image: Image,
+        position: float = 0.0,
+        ref: FrameRef | None = None,
+    ) -> None:
         """Add a flat or a dark ``(row, column)``.
 
         Parameters
         ----------
         kind : Kind
         index : int
-            Its own, for the ledger.
+            Its own; one that is there already is replaced.
         image : ndarray
         position : float
             Index of the projection that comes next, for all that is known. Flats
             with the same position are one group; darks do not drift.
+        ref : FrameRef, optional
+            Where it can be read again.
 
         Raises
         ------
@@ -56,15 +75,39 @@ class ReferenceFrames:
                 f"{kind.name.lower()}s: frame {index} has shape {image.shape}, the "
                 f"first one {shape}; flats and darks must agree"
             )
-        dark = kind is Kind.DARK
-        mean = self._dark if dark else self._flats.setdefault(position, _Mean())
-        mean.add(image)
-        self.used[kind].append(index)
+        kept = self._kept[kind]
+        if index in kept:
+            self._take_out(kind, index)
+        if kind is Kind.DARK:
+            self._dark.add(image)
+        else:
+            self._flats.setdefault(position, _Mean()).add(image)
+            self._positions[kind, index] = position
+        kept.put(Frame(index, kind, math.nan, image, ref), 0)
+
+    def _take_out(self, kind: Kind, index: int) -> None:
+        """Make the mean that holds a frame anew, without it."""
+        kept, mean = self._kept[kind], _Mean()
+        at = self._positions.get((kind, index), 0.0)
+        for other in kept.indices:
+            if other != index and self._positions.get((kind, other), 0.0) == at:
+                mean.add(kept.image(kept.places[other]))
+        if kind is Kind.DARK:
+            self._dark = mean
+        elif mean.n:
+            self._flats[at] = mean
+        else:
+            del self._flats[at]
+
+    def close(self) -> None:
+        """Let go of the frames."""
+        for kept in self._kept.values():
+            kept.close()
 
     @property
     def n_flats(self) -> int:
         """Flats received."""
-        return len(self.used[Kind.FLAT])
+        return len(self._kept[Kind.FLAT])
 
     def measured(self, shape: tuple[int, ...]) -> References | None:
         """Return the mean flats and dark, or None while there is no flat.

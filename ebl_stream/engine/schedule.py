@@ -29,8 +29,6 @@ class Points:
     ----------
     every : float
         Share of the promised projections between two points; 0 has none.
-    at_end : bool
-        Whether the end is not itself such a point (a last look is made anyway).
     """
 
     def __init__(self, every: float) -> None:

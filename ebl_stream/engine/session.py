@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ebl_stream import audit, failpoints
 from ebl_stream.engine.field import Field
 from ebl_stream.engine.grids import Grids, MakeAccumulator
 from ebl_stream.engine.ledger import Ledgers
@@ -25,7 +26,7 @@ from ebl_stream.engine.memory import (
     n_threads,
     plan_memory,
 )
-from ebl_stream.engine.projections import ProjectionSum
+from ebl_stream.engine.projections import ProjectionSum, center_bytes
 from ebl_stream.engine.references import ReferenceFrames
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.rotation_center import CenterFinder
@@ -46,6 +47,7 @@ from ebl_stream.numerics.fourier_plan import FEWEST_COLUMNS
 from ebl_stream.profile import Profile
 from ebl_stream.publish.output import RunOutput
 from ebl_stream.result import Progress, Result
+from ebl_stream.stages import References
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +94,11 @@ class Session:
         self._profile = profile
         self._rooms = rooms
         self._references = ReferenceFrames()
-        self._ledgers = Ledgers(shared_index=profile.keys.image_key is not None)
+        keyed = profile.keys.image_key is not None
+        self._ledgers = Ledgers(shared_index=keyed, run_uid=scan.run_uid)
         self._ledgers[Kind.PROJECTION].promise(scan.n_projections)
         self._window = Window(profile.window.max_bytes)
+        audit.begin(self._window, scan.run_uid, output.processed_uid)
         self._sum: ProjectionSum | None = None
         self._views = Views(scan, profile, rooms, output)
         self._is_behind = is_behind
@@ -146,10 +150,16 @@ class Session:
         self._projection(frame)
 
     def _reference(self, frame: Frame) -> None:
+        reason: Reason | None = None
         if not np.isfinite(frame.image).any():
-            self._ledgers[frame.kind].reject(frame.index, "non_finite")
+            reason = "non_finite"
+        elif frame.kind is Kind.FLAT and not frame.image.any():
+            reason = "blank"  # the shutter was closed
+        if reason is not None:
+            self._ledgers[frame.kind].reject(frame.index, reason)
             return
-        self._references.add(frame.kind, frame.index, frame.image, self._next_index)
+        at = self._next_index
+        self._references.add(frame.kind, frame.index, frame.image, at, frame.ref)
         if self._sum is None:
             # Before the first projection: memory is made ready meanwhile.
             self._begin(frame.image)
@@ -185,10 +195,12 @@ class Session:
         if self._is_behind is not None and not self.is_ready:
             return  # live: frames gather in the window while memory is made ready
         projections.settle()
+        failpoints.hit("settled")
         self._since_settle = 0
         self._looks.follow_center()
         if self._looks.due(n):
             self._looks()
+            failpoints.hit("looked")
         self._tell("running")
 
     # --------------------------------------------------------------- the grids
@@ -249,6 +261,7 @@ class Session:
         stack = promised * image.nbytes
         feed, ring = self._profile.feed, self._profile.window.max_bytes
         waiting = feed.max_bytes if feed.address else 0
+        waiting += promised * center_bytes(image.shape[1])
         plan = plan_memory(
             shape,
             self._profile.refresh.slab_rows,
@@ -277,14 +290,19 @@ class Session:
         return True
 
     def _assume_air(self) -> None:
-        projections, n_air = self._projections(), len(self._window)
-        held = [self._window.image(place) for place in range(min(n_air, BLOCK))]
-        projections.references = self._references.assumed(held)
+        projections = self._projections()
+        projections.references = self._air()
         log.warning(
             "run %s: no flats; air level %.4g assumed from the projections",
             self.scan.run_uid,
             projections.references.flat[0, 0],
         )
+
+    def _air(self) -> References:
+        """Return what stands in for flats: the same, in whatever order frames came."""
+        places = [place for _, place in sorted(self._window.places.items())]
+        some = places[:: -(-len(places) // BLOCK)]
+        return self._references.assumed([self._window.image(k) for k in some])
 
     def _facts(self) -> Facts:
         return Facts(
@@ -317,6 +335,7 @@ class Session:
             "reason": closed.reason or self._unseen or "",
             "latency_s": self._views.latency,
             "angles": self._angles(),
+            **closed.details,
         }
         if closed.feed is not None:
             provenance["feed"] = closed.feed
@@ -330,9 +349,11 @@ class Session:
         assert self._shape is not None  # noqa: S101
         assert self._looks is not None  # noqa: S101
         needed = self._rooms.needs_references
-        measured = self._references.measured(self._shape) if needed else None
-        if measured is not None and not measured.same(projections.references):
-            projections.reset(self.center.position, measured)
+        best = self._references.measured(self._shape) if needed else None
+        if best is None and needed and projections.references is not None:
+            best = self._air()  # now of the whole scan
+        if best is not None and not best.same(projections.references):
+            projections.reset(self.center.position, best)
         elif not self._ready(len(self._window)):
             self._assume_air()
         projections.settle()
@@ -437,6 +458,7 @@ class Session:
     def close(self) -> None:
         """Let go of frames, grids and threads."""
         self._window.close()
+        self._references.close()
         if self._sum is not None:
             self._sum.grids.close()
         self._views.close()

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from ebl_stream import strict_json
 from ebl_stream.numerics.windows import Window
 
 log = logging.getLogger(__name__)
 
 NAME = "viewer.json"
 MAX_BYTES = 4096
+MAX_ROW = 2**20
 
 
 class Plane(BaseModel):
@@ -33,8 +35,10 @@ class Plane(BaseModel):
 
     @model_validator(mode="after")
     def _has_direction(self) -> Plane:
-        if not all(map(math.isfinite, (*self.point, *self.normal))):
-            raise ValueError("point and normal must be finite")
+        if not all(abs(value) <= MAX_ROW for value in self.point):  # nor NaN
+            raise ValueError(f"point must lie between -{MAX_ROW} and {MAX_ROW}")
+        if not all(map(math.isfinite, self.normal)):
+            raise ValueError("normal must be finite")
         if not 1e-6 <= max(map(abs, self.normal)) <= 1e6:
             raise ValueError("normal must not be (0, 0, 0), nor beyond 1e-6 and 1e6")
         return self
@@ -54,8 +58,8 @@ class Wishes(BaseModel):
 
     @model_validator(mode="after")
     def _is_range(self) -> Wishes:
-        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
-            raise ValueError("rows must be A, B with 0 <= A < B")
+        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1] <= MAX_ROW:
+            raise ValueError(f"rows must be A, B with 0 <= A < B <= {MAX_ROW}")
         return self
 
 
@@ -67,20 +71,28 @@ def read_wishes(folder: Path) -> Wishes:
     """
     path = folder / NAME
     try:
-        # Not to be kept waiting, whatever lies there.
-        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(number, "rb") as file:
-            raw = file.read(MAX_BYTES + 1) or b""
+        raw = _read(path)
     except OSError:
         return Wishes()
     try:
         if len(raw) > MAX_BYTES:
             raise ValueError(f"larger than {MAX_BYTES} bytes")
-        return Wishes.model_validate_json(raw)
-    except (ValidationError, ValueError) as error:
-        first = " ".join(str(error).split())[:200]
-        log.warning("%s ignored: %s", path, first)
-        return Wishes()
+        return Wishes.model_validate(strict_json.loads(raw))
+    except ValidationError as error:
+        # Without what was read: it may be no viewer's.
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        log.warning("%s ignored: %.60s: %s", path, where, first["msg"])
+    except ValueError as error:
+        log.warning("%s ignored: %s", path, error)
+    return Wishes()
+
+
+def _read(path: Path) -> bytes:
+    """Read a file of the folder itself, without waiting whatever lies there."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        return file.read(MAX_BYTES + 1) or b""
 
 
 def write_wishes(folder: Path, wishes: Wishes) -> None:

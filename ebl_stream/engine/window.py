@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebl_stream import failpoints
 from ebl_stream.frames import Frame, FrameRef, Image
 from ebl_stream.ingest.hdf5 import read_frame
 
@@ -99,6 +100,7 @@ class Window:
         self._applied[place] = 0
         self._summed[place] = False
         self._images[place] = self._keep(frame)
+        failpoints.hit("window.kept")
         return place
 
     def _new_place(self, index: int) -> int:

@@ -2,6 +2,7 @@
 
 A transport may reorder, repeat and lose documents. Whoever listens to a run gets
 every document after those it refers to; what came too early is held, within bounds.
+Every run ends with a stop document: where none comes, one is written here.
 """
 
 from __future__ import annotations
@@ -10,27 +11,35 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from ebl_stream.ingest.legacy import external_keys, singles
+from ebl_stream.ingest.admission import Admission, Refusal, refers_to
+from ebl_stream.ingest.held import Held, HeldDocuments
 from ebl_stream.ingest.ranges import RangeSet
+from ebl_stream.ingest.referents import Referent, Token, referent, same, token_of
 
 log = logging.getLogger(__name__)
 
 Consumer: TypeAlias = Callable[[str, dict[str, Any]], None]
-Token: TypeAlias = tuple[str, str]
-"""What a document refers to: (``run`` | ``descriptor`` | ..., its id)."""
 
-_NAMES = {
-    *("start", "stop", "descriptor", "resource", "stream_resource"),
-    *("event", "event_page", "bulk_events", "stream_datum"),
-    *("datum", "datum_page", "bulk_datum"),
-}
+MAX_OPEN = 64
+"""Runs under way at a time; nobody nests so many, but many may never stop."""
+
+_REFERENTS = ("descriptor", "resource", "stream_resource")
 _MAX_GONE = 10_000
 _MAX_SEQ_NUM = 2**40
+
+
+@dataclass
+class _Ended:
+    """A run that is over, or skipped."""
+
+    uid: str
+    why: str = "is over"
+    """Empty: not worth a word."""
+    n_late: int = 0
 
 
 @dataclass
@@ -43,52 +52,33 @@ class _Run:
     counted: dict[str, dict[str, RangeSet]] = field(default_factory=dict)
     """Event numbers seen, by stream and by who told them."""
     stop: dict[str, Any] | None = None
-    stopped_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Held:
-    name: str
-    doc: dict[str, Any]
-    needs: Token
-    run: _Run | None
-    """Known where only a part of what it refers to is missing."""
-    n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Referent:
-    """What is known of a document that others refer to."""
-
-    run: _Run
-    stream: str = ""
-    tellers: frozenset[str] = frozenset()
-    """Who counts events: data keys of StreamDatums, and ``""`` for events."""
-    external: frozenset[str] = frozenset()
-    """Data keys whose events hold the id of a Datum."""
-    data_key: str = ""
+    rival: _Ended | None = None
+    """Another run of the same uid: what is new from then on may be the other's."""
 
 
 class RunSorter:
     """Hand the documents of each run to its own consumer, referents first.
 
     Duplicates are passed on. Runs that carry ``original_run_uid`` are results of
-    somebody's analysis and are skipped with all that belongs to them.
+    somebody's analysis and are skipped with all that belongs to them. A second,
+    different run of the same uid is refused, and so is what comes after the end.
 
     Parameters
     ----------
     factory : callable
         ``factory(start_document)`` returns what is called with the documents of that
-        run, the start document first; its ``close()``, where it has one, is called
-        for a run that ends without a stop document.
+        run: the start document first, a stop document last. The stop of a run that
+        never stopped has ``exit_status`` ``unknown`` and says why in ``reason``.
     stop_grace_s : float
-        How long a stop document that came before all that it counts is held.
+        How long a run whose stop document came before all that it counts may be
+        silent.
     silence_s : float
-        A run without documents for so long is closed.
+        A run without documents or frames for so long is closed; a document that
+        waited so long for another is given up.
     max_held, max_held_bytes : int
         Bounds of what is held; beyond them the oldest goes, and is logged.
     clock : callable
-        Seconds, monotonic.
+        Seconds, monotonic. The time that consumers take does not count.
     """
 
     def __init__(
@@ -104,62 +94,77 @@ class RunSorter:
         self._factory = factory
         self._stop_grace_s = stop_grace_s
         self._silence_s = silence_s
-        self._max_held = max_held
-        self._max_held_bytes = max_held_bytes
         self._clock = clock
+        self._busy_s = 0.0
+        self._now_s = clock()
         self._runs: dict[str, _Run] = {}
-        self._known: dict[Token, _Referent] = {}
-        self._gone: OrderedDict[Token, None] = OrderedDict()
-        self._held: OrderedDict[int, _Held] = OrderedDict()
-        self._waiting: dict[Token, list[int]] = {}
-        self._held_bytes = 0
-        self._n_held_ever = 0
+        self._known: dict[Token, Referent] = {}
+        self._gone: OrderedDict[Token, _Ended] = OrderedDict()
+        self._held = HeldDocuments(max_held, max_held_bytes)
+        self._admit = Admission()
         self._queue: deque[tuple[str, dict[str, Any]]] = deque()
 
     def __call__(self, name: str, doc: dict[str, Any]) -> None:
         """Take one document; raises only what a consumer raises."""
-        name = str(getattr(name, "name", name))
-        if name not in _NAMES:
-            log.warning("document of unknown kind %r ignored", name)
-            return
-        try:
-            self._queue.extend(singles(name, doc))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            log.warning("malformed %s ignored: %r", name, error)
-        self._work()
+        for admitted in self._admit(name, doc):
+            if isinstance(admitted, Refusal):
+                self._tell_refused(admitted, doc)
+            else:
+                self._queue.append(admitted)
+        with self._working():
+            self._work()
+
+    def _tell_refused(self, refused: Refusal, doc: Any) -> None:
+        """Tell a run that a document of it was refused, where the run is known."""
+        for token in refers_to(doc):
+            known = self._known.get(token)
+            run = self._runs.get(known.run_uid) if known else None
+            if run is not None:
+                run.consumer("refused", {"what": refused.kind})
+                return
 
     def tick(self) -> None:
-        """Let time pass: release early stops, close runs that fell silent."""
-        now = self._clock()
-        for run in list(self._runs.values()):
-            if run.stop is not None and now - run.stopped_s >= self._stop_grace_s:
-                log.warning("run %s: stopped, but not all of it came", run.uid)
-                self._finish(run)
-            elif now - run.heard_s >= self._silence_s:
-                log.warning("run %s: silent, closed", run.uid)
-                self._finish(run)
+        """Let time pass: end runs that stopped early or fell silent."""
+        with self._working():
+            for run in list(self._runs.values()):
+                silent_s = self._now_s - run.heard_s
+                if run.stop is not None and silent_s >= self._stop_grace_s:
+                    log.warning("run %s: stopped, but not all of it came", run.uid)
+                    self._finish(run)
+                elif silent_s >= self._silence_s:
+                    self._cut_short(run, f"silent for {silent_s:.0f} s")
+            for held in self._held.release_older(self._now_s - self._silence_s):
+                self._give_up(held)
 
     def heard(self, run_uid: str) -> None:
         """Note that a run lives, though it sent no document."""
         if run_uid in self._runs:
-            self._runs[run_uid].heard_s = self._clock()
+            self._runs[run_uid].heard_s = self._clock() - self._busy_s
 
     def close(self) -> None:
-        """End of the source: release all that is held and close every run."""
+        """End of the source: release all that is held and end every run."""
         first: Exception | None = None
         for run in list(self._runs.values()):
             try:
-                self._finish(run)
+                self._cut_short(run, "the documents ended")
             except Exception as error:
                 log.debug("run %s: %r", run.uid, error)
                 first = first or error
-        if self._held:
+        if len(self._held):
             log.warning("%d documents never found what they refer to", len(self._held))
         self._held.clear()
-        self._waiting.clear()
-        self._held_bytes = 0
         if first is not None:
             raise first
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Stop the time of every run while a consumer works for one of them."""
+        begun = self._clock()
+        self._now_s = begun - self._busy_s
+        try:
+            yield
+        finally:
+            self._busy_s += self._clock() - begun
 
     # ---------------------------------------------------------------- one by one
 
@@ -183,16 +188,30 @@ class RunSorter:
         for token in self._needs(name, doc):
             known = self._known.get(token)
             if known is None:
-                if token in self._gone:
-                    log.debug("%s of a run that is over or skipped, ignored", name)
-                    child = _token(name, doc)
-                    if child is not None and child not in self._known:
-                        self._bury(child)
+                ended = self._gone.get(token)
+                if ended is not None:
+                    self._ignore(name, doc, ended)
                 else:
                     self._hold(name, doc, token, run)
                 return None
-            run = run or known.run
-        return run
+            run = run or self._runs[known.run_uid]
+        if run is None or run.rival is None or name not in _REFERENTS:
+            return run
+        if token_of(name, doc) in self._known:
+            return run
+        self._ignore(name, doc, run.rival)
+        return None
+
+    def _ignore(self, name: str, doc: dict[str, Any], ended: _Ended) -> None:
+        """Ignore a document, and all that refers to it; say so once for a run."""
+        if name != "stop":
+            ended.n_late += 1
+            if ended.n_late == 1 and ended.why:
+                words = "run %s %s: a %s is ignored, and what follows it"
+                log.warning(words, ended.uid, ended.why, name)
+        child = token_of(name, doc)
+        if child is not None and child not in self._known:
+            self._bury(child, ended)
 
     def _needs(self, name: str, doc: dict[str, Any]) -> Iterator[Token]:
         """Yield what a document refers to; the first tells its run."""
@@ -223,26 +242,33 @@ class RunSorter:
         if not isinstance(uid, str):
             log.warning("start without a uid ignored")
             return False
-        if uid in self._runs or ("run", uid) in self._gone:
-            if uid in self._runs and not _same(self._runs[uid].start, doc):
+        run, token = self._runs.get(uid), ("run", uid)
+        if run is not None:
+            if run.rival is None and not same(run.start, doc):
                 log.warning("run %s: a second, different start is refused", uid)
+                run.rival = _Ended(uid, "has a rival of the same uid")
+            return False
+        if token in self._gone:
+            self._ignore("start", doc, self._gone[token])
             return False
         if "original_run_uid" in doc:
             log.info("run %s is a result of %s, skipped", uid, doc["original_run_uid"])
-            self._bury(("run", uid))
+            self._bury(token, _Ended(uid, ""))
             return False
         return True
 
     def _open(self, doc: dict[str, Any]) -> _Run:
-        run = _Run(doc["uid"], doc, self._factory(doc), self._clock())
+        while len(self._runs) >= MAX_OPEN:
+            quietest = min(self._runs.values(), key=lambda run: run.heard_s)
+            self._cut_short(quietest, f"more than {MAX_OPEN} runs are under way")
+        run = _Run(doc["uid"], doc, self._factory(doc), self._now_s)
         self._runs[run.uid] = run
         return run
 
     def _deliver(self, run: _Run, name: str, doc: dict[str, Any]) -> None:
-        run.heard_s = self._clock()
+        run.heard_s = self._now_s
         if name == "stop":
-            if run.stop is None:
-                run.stop, run.stopped_s = doc, run.heard_s
+            run.stop = run.stop or doc
             return
         try:
             self._note(run, name, doc)
@@ -250,13 +276,13 @@ class RunSorter:
             log.warning("malformed %s ignored: %r", name, error)
             return
         run.consumer(name, doc)
-        self._release(_token(name, doc))
+        self._release(token_of(name, doc))
 
     def _note(self, run: _Run, name: str, doc: dict[str, Any]) -> None:
         """Remember what later documents may refer to, and what has been counted."""
-        token = _token(name, doc)
+        token = token_of(name, doc)
         if token is not None and token not in self._known:
-            self._known[token] = _referent(run, name, doc)
+            self._known[token] = referent(run.uid, name, doc)
             run.tokens.append(token)
         if name == "descriptor":
             counted = run.counted.setdefault(doc["name"], {})
@@ -279,38 +305,30 @@ class RunSorter:
 
     # --------------------------------------------------------------- what is held
 
-    def _hold(self, name: str, doc: dict[str, Any], needs: Token, run: Any) -> None:
-        number = self._n_held_ever = self._n_held_ever + 1
-        held = _Held(name, doc, needs, run, _n_bytes(doc))
-        self._held[number] = held
-        self._held_bytes += held.n_bytes
-        self._waiting.setdefault(needs, []).append(number)
-        while len(self._held) > self._max_held or (
-            self._held_bytes > self._max_held_bytes and len(self._held) > 1
-        ):
-            self._give_up(*self._held.popitem(last=False))
+    def _hold(
+        self, name: str, doc: dict[str, Any], needs: Token, run: _Run | None
+    ) -> None:
+        if run is not None:
+            run.heard_s = self._now_s
+        run_uid = run.uid if run is not None else None
+        for held in self._held.hold(name, doc, needs, run_uid, self._now_s):
+            self._give_up(held)
 
-    def _give_up(self, number: int, held: _Held) -> None:
-        self._held_bytes -= held.n_bytes
-        waiting = self._waiting[held.needs]
-        waiting.remove(number)
-        if not waiting:
-            del self._waiting[held.needs]
+    def _give_up(self, held: Held) -> None:
         log.warning("%s given up: %s %s never came", held.name, *held.needs)
-        if held.run is not None and held.run.uid in self._runs:
+        run = self._runs.get(held.run_uid or "")
+        if run is not None:
             # Half of it is better than nothing: its frame gets a reason.
-            held.run.consumer(held.name, held.doc)
+            run.consumer(held.name, held.doc)
 
     def _release(self, token: Token | None) -> None:
         """Put what waited for this to the front of the queue, in its old order."""
-        numbers = self._waiting.pop(token, []) if token is not None else []
-        found = [self._held.pop(number) for number in numbers]
-        self._held_bytes -= sum(held.n_bytes for held in found)
+        found = self._held.release(token) if token is not None else []
         self._queue.extendleft((held.name, held.doc) for held in reversed(found))
 
-    def _bury(self, token: Token) -> None:
+    def _bury(self, token: Token, ended: _Ended) -> None:
         """Remember that documents that refer to this are to be ignored."""
-        self._gone[token] = None
+        self._gone[token] = ended
         if len(self._gone) > _MAX_GONE:
             self._gone.popitem(last=False)
         self._release(token)
@@ -332,74 +350,29 @@ class RunSorter:
                 return False
         return True
 
+    def _cut_short(self, run: _Run, reason: str) -> None:
+        """End a run; one that did not stop gets the stop document that it owes."""
+        if run.stop is None:
+            log.warning("run %s: %s, and no stop document came", run.uid, reason)
+            run.stop = {
+                "uid": f"{run.uid}-cut-short",
+                "run_start": run.uid,
+                "time": time.time(),
+                "exit_status": "unknown",
+                "reason": f"no stop document: {reason}",
+            }
+        self._finish(run)
+
     def _finish(self, run: _Run) -> None:
         """Hand on what still waits for a part of itself, then the stop; forget."""
         del self._runs[run.uid]
-        rest = [number for number, held in self._held.items() if held.run is run]
-        found = [self._held.pop(number) for number in rest]
-        for number, held in zip(rest, found, strict=True):
-            self._held_bytes -= held.n_bytes
-            self._waiting[held.needs].remove(number)
+        found = self._held.release_run(run.uid)
+        ended = _Ended(run.uid)
         for token in run.tokens:
             self._known.pop(token, None)
             if token[0] != "datum":
-                self._bury(token)
+                self._bury(token, ended)
         for held in found:
             run.consumer(held.name, held.doc)
         if run.stop is not None:
             run.consumer("stop", run.stop)
-        elif (close := getattr(run.consumer, "close", None)) is not None:
-            close()
-
-
-def _token(name: str, doc: dict[str, Any]) -> Token | None:
-    """Return by what other documents refer to this one."""
-    if name == "start":
-        return ("run", doc["uid"])
-    if name == "descriptor":
-        return ("descriptor", doc["uid"])
-    if name in ("resource", "stream_resource"):
-        return ("resource", doc["uid"])
-    return ("datum", doc["datum_id"]) if name == "datum" else None
-
-
-def _referent(run: _Run, name: str, doc: dict[str, Any]) -> _Referent:
-    if name != "descriptor":
-        return _Referent(run, data_key=str(doc.get("data_key", "")))
-    keys = doc["data_keys"]
-    streamed = {
-        key
-        for key, data_key in keys.items()
-        if str(data_key.get("external") or "").startswith("STREAM")
-    }
-    tellers = streamed | ({""} if len(streamed) < len(keys) or not keys else set())
-    return _Referent(
-        run,
-        stream=doc["name"],
-        tellers=frozenset(tellers),
-        external=frozenset(external_keys(doc)),
-    )
-
-
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    try:
-        return bool(one == other)
-    except ValueError:  # arrays in a start document
-        return False
-
-
-def _n_bytes(doc: dict[str, Any]) -> int:
-    """Estimate the memory of a document: what counts are images inside events."""
-    data = doc.get("data")
-    values = data.values() if isinstance(data, dict) else ()
-    return 1000 + sum(_value_bytes(value) for value in values)
-
-
-def _value_bytes(value: Any) -> int:
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    n = 32
-    while isinstance(value, list | tuple) and value:
-        n *= len(value)
-        value = value[0]
-    return n

@@ -9,6 +9,9 @@ from typing import Any
 MAX_REFERENTS = 100_000
 """Descriptors and resources remembered, the oldest are forgotten first."""
 
+MAX_UID = 512
+"""Characters; a longer one is none."""
+
 _REFERENCES = {
     "descriptor": ("run_start",),
     "resource": ("run_start",),
@@ -22,6 +25,9 @@ _REFERENCES = {
 }
 """What a document refers to, by its name."""
 
+_REFERENTS = ("descriptor", "resource", "stream_resource")
+"""What other documents than the start are referred to."""
+
 
 class RunIndex:
     """Follows references from documents to the start documents of their runs."""
@@ -31,22 +37,21 @@ class RunIndex:
 
     def run_uid(self, name: str, doc: Mapping[str, Any]) -> str | None:
         """Return the uid of a document's run; None where nothing leads to one."""
-        run_uid = self._find(name, doc)
-        if run_uid is not None:
-            uid = doc.get("uid")
-            if isinstance(uid, str) and not name.startswith(("event", "stop")):
-                self._remember(uid, run_uid)
+        run_uid, uid = self._find(name, doc), doc.get("uid")
+        # Only what others refer to: a long scan must not push its own descriptor out.
+        if run_uid is not None and name in _REFERENTS and isinstance(uid, str):
+            self._remember(uid, run_uid)
         return run_uid
 
     def _find(self, name: str, doc: Mapping[str, Any]) -> str | None:
         if name == "start":
             uid = doc.get("uid")
-            return uid if isinstance(uid, str) else None
+            return uid if isinstance(uid, str) and len(uid) <= MAX_UID else None
         if name.startswith("bulk_"):
             return self._find_bulk(name, doc)
         for key in _REFERENCES.get(name, ()):
             referent = doc.get(key)
-            if isinstance(referent, str) and referent:
+            if isinstance(referent, str) and 0 < len(referent) <= MAX_UID:
                 # A start document that is late, or was lost, is named all the same.
                 known = referent if key == "run_start" else self._run_of.get(referent)
                 if known is not None:
@@ -60,7 +65,8 @@ class RunIndex:
         return next((run_uid for run_uid in found if run_uid), None)
 
     def _remember(self, uid: str, run_uid: str) -> None:
-        self._run_of[uid] = run_uid
+        if len(uid) <= MAX_UID:
+            self._run_of[uid] = run_uid
         while len(self._run_of) > MAX_REFERENTS:
             self._run_of.pop(next(iter(self._run_of)))
 

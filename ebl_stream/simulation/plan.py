@@ -97,11 +97,14 @@ def _every_stream(
 ) -> MsgGenerator[None]:
     for name, angles_deg in streams.items():
         if angles_deg:
+            yield from bps.checkpoint()  # where a deferred pause waits for it
             yield from bps.mv(det.shutter_open, name != "darks")
             yield from bps.mv(stage.sample_in, name == "primary")
             fly = _fly(det, stage, name, angles_deg, period_s, flush_period_s)
-            # Staged for each stream: each has a file of its own.
-            yield from bpp.stage_wrapper(fly, [det, stage])
+            # Staged for each stream: each has a file of its own. A turn under way
+            # cannot be rewound: an immediate pause ends it with what there is.
+            staged = bpp.stage_wrapper(fly, [det, stage])
+            yield from bpp.rewindable_wrapper(staged, rewindable=False)
 
 
 def _fly(
