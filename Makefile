@@ -16,10 +16,13 @@ PYTHON :=
 # More options of the demo: make demo DEMO="--columns 512 --order interlaced"
 DEMO :=
 
+# Sizes of the campaign: make campaign CAMPAIGN="--minutes 5 --kills 40"
+CAMPAIGN :=
+
 # Where `make bench-gpu` writes.
 BENCH_GPU := bench_gpu
 
-.PHONY: help setup demo test lint format clean bench-gpu
+.PHONY: help setup demo test lint format clean bench-gpu campaign
 
 help:
 	@echo "make demo    set up, then watch a volume sharpen while a simulated scan runs"
@@ -28,6 +31,7 @@ help:
 	@echo "make lint    ruff, pyright and the import contracts"
 	@echo "make format  let ruff write the code's layout"
 	@echo "make bench-gpu  is the GPU right, and how fast: JSON and a table in $(BENCH_GPU)"
+	@echo "make campaign  break everything that can break, at length: a table in campaign/"
 	@echo "make clean   remove $(VENV), caches and the demo's output"
 
 setup: $(READY)
@@ -78,6 +82,9 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+campaign: setup
+	@PYTHONPATH=tests $(BIN)/python -m campaign $(CAMPAIGN)
 
 format: setup
 	$(BIN)/ruff check --fix

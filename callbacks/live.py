@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
@@ -73,7 +72,7 @@ class LiveReconstruction:
         on_status: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         # Not at import: a startup file that only imports doors stays fast.
-        from ebl_stream.profile import load
+        from ebl_stream.profile_file import load
 
         settings = load(profile, dict(set or {}))
         self.profile = profile
@@ -255,8 +254,16 @@ def _command(
     if tiled is not None:
         command += ["--tiled", tiled]
     for path, value in changes.items():
-        command += ["--set", f"{path}={json.dumps(value)}"]  # JSON is YAML
+        command += ["--set", f"{path}={_as_yaml(value)}"]
     return command
+
+
+def _as_yaml(value: Any) -> str:
+    """Write a value on one line; JSON's 1e-05 would be read as a word."""
+    import yaml
+
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9)
+    return text.removesuffix("...\n").strip()
 
 
 def _in_words(status: Mapping[str, Any] | None) -> str:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ebl_stream import profile
+from ebl_stream import profile_file
 from ebl_stream.errors import InputError
 from ebl_stream.service import worker as worker_module
 from ebl_stream.service.discovery import ServicePlace, service_key
-from ebl_stream.service.journal import ServiceJournal
-from ebl_stream.service.service import Service, Settings, serve
+from ebl_stream.service.journal import MAX_ATTEMPTS, MAX_WRITERS, ServiceJournal
+from ebl_stream.service.service import MAX_DEATHS, Service, Settings, serve
 from ebl_stream.service.worker import Worker
 from ebl_stream.sources.zmq import DoorSource
 from ebl_stream.transport.documents import pack
@@ -28,6 +28,7 @@ from ebl_stream.transport.journal import read_journal
 from ebl_stream.transport.link import Link
 
 TIMEOUT_S = 30.0
+UNSORTED_MARK = "unsorted.ebldocs.open"
 
 
 class Said:
@@ -53,12 +54,15 @@ class Notebook:
         self.gate = threading.Event()
         self.gate.set()
         self.trouble: dict[str, BaseException] = {}
+        self.poison: set[str] = set()
         self.closed = False
 
     def __call__(self, name: str, doc: dict[str, Any]) -> None:
         assert self.gate.wait(TIMEOUT_S)
         if error := self.trouble.pop(str(doc.get("uid")), None):
             raise error
+        if str(doc.get("uid")) in self.poison:
+            raise SystemExit
         self.seen.append((name, doc))
         run_uid = doc.get("run_start") or doc.get("uid")
         if name == "start":
@@ -79,6 +83,7 @@ class Bench:
     def __init__(self, folder: Path, address: str = "zmq://:*", **options: Any) -> None:
         self.folder = folder
         self.notebooks: list[Notebook] = []
+        self.poison: set[str] = set()
         self.service = Service(
             DoorSource(address), self._make, folder / "journal", **options
         )
@@ -86,6 +91,7 @@ class Bench:
 
     def _make(self, on_progress: Any, is_behind: Any) -> Notebook:
         self.notebooks.append(Notebook(on_progress, is_behind))
+        self.notebooks[-1].poison = self.poison
         return self.notebooks[-1]
 
     @property
@@ -166,7 +172,8 @@ def test_every_run_has_its_journal_and_result(bench) -> None:
         "unsorted.ebldocs": [stranger],
     }
     assert desk.notebook.seen == [*mixed[:-2], stranger, *mixed[-2:]]
-    until(lambda: not list((desk.folder / "journal").glob("*.open")))
+    marks = (desk.folder / "journal").glob
+    until(lambda: [p.name.split("-")[2] for p in marks("*.open")] == [UNSORTED_MARK])
 
 
 def test_progress_reaches_the_door(bench) -> None:
@@ -199,10 +206,30 @@ def test_a_dead_worker_is_replaced(bench) -> None:
     worker = desk.service.worker
     until(lambda: not worker.is_alive)
     desk.service.supervise()
-    assert desk.door.wait(TIMEOUT_S, "bad")["message"] == "the worker died"
+    assert desk.door.wait(TIMEOUT_S, "bad")["state"] == "complete"
+    assert desk.notebooks[1].seen == run("bad")
     send(desk.door.send, run("good"))
     assert desk.door.wait(TIMEOUT_S, "good")["state"] == "complete"
     assert len(desk.notebooks) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_that_kills_every_worker_is_given_up_and_others_are_not(bench) -> None:
+    desk = bench()
+    send(desk.door.send, run("good")[:4])
+    desk.poison.add("bad-2")
+    send(desk.door.send, run("bad"))
+    for _ in range(MAX_DEATHS + 1):
+        until(lambda: not desk.service.worker.is_alive)
+        desk.service.supervise()
+    bad = desk.door.wait(TIMEOUT_S, "bad")
+    assert (bad["state"], bad["message"]) == (
+        "failed",
+        "the worker died again and again",
+    )
+    send(desk.door.send, run("good")[4:])
+    assert desk.door.wait(TIMEOUT_S, "good")["state"] == "complete"
+    assert desk.notebook.seen == run("good")
 
 
 def test_what_the_queue_cannot_hold_is_read_from_the_journal(bench) -> None:
@@ -303,15 +330,74 @@ def test_runs_of_a_crash_are_gone_on_with_but_not_for_ever(tmp_path: Path) -> No
     for packed in sent:
         crashed.append("crashed", packed)
     crashed.close()  # no `ended`: that is what a crash leaves
-    assert list(ServiceJournal(folder, "another profile").recover()) == []
-    for expected in (sent, []):
+    stranger = ServiceJournal(folder, "another profile")
+    assert stranger.recover() == {}
+    assert stranger.open_runs == []
+    for _ in range(MAX_ATTEMPTS):
         again = ServiceJournal(folder, "demo")
-        recovered = []
-        for packed in again.recover():
-            again.append("crashed", packed)
-            recovered.append(packed)
+        assert again.recover() == {}
+        beside = ServiceJournal(folder, "demo")
+        assert beside.recover() == {}
+        assert beside.open_runs == []  # locked: its service lives
+        (found,) = again.open_runs
+        assert [packed for packed, _ in again.documents(found)] == sent
+        assert again.append("crashed", sent[-1]) is None  # its door sends it again
         again.close()
-        assert recovered == expected
+    tired = ServiceJournal(folder, "demo")
+    assert "ebl-stream replay" in tired.recover()["crashed"]
+    tired.ended("crashed", {"state": "failed"})
+    assert tired.results() == {"crashed": {"state": "failed"}}
+    assert list(folder.glob("*.open")) == []
+    tired.close()
+
+
+def test_a_run_that_grows_is_gone_on_with_as_often_as_need_be(tmp_path: Path) -> None:
+    folder, sent = tmp_path / "journal", [pack(*d) for d in run("long", 20)]
+    for number, packed in enumerate(sent):
+        journal = ServiceJournal(folder, "demo")
+        assert journal.recover() == {}
+        for run_again in journal.open_runs:
+            found = [packed for packed, _ in journal.documents(run_again)]
+            assert found == sent[:number]
+        assert journal.append("long", packed) is not None
+        journal.close()
+    assert len(list(folder.glob("*.ebldocs"))) == 1
+
+
+def test_a_run_that_others_pushed_out_of_memory_is_recovered_whole(
+    tmp_path: Path,
+) -> None:
+    folder, sent = tmp_path / "journal", [pack(*d) for d in run("outer", 3)]
+    first = ServiceJournal(folder, "demo")
+    first.append("outer", sent[0])
+    for number in range(MAX_WRITERS + 1):
+        first.append(f"inner{number}", pack("start", {"uid": f"inner{number}"}))
+        first.ended(f"inner{number}", {})
+    for packed in sent[1:]:
+        first.append("outer", packed)
+    first.close()
+    again = ServiceJournal(folder, "demo")
+    again.recover()
+    (outer,) = again.open_runs
+    assert [packed for packed, _ in again.documents(outer)] == sent
+    assert outer.has_stopped
+    again.close()
+
+
+def test_a_torn_end_is_cut_off_before_more_is_written(tmp_path: Path) -> None:
+    folder, sent = tmp_path / "journal", [pack(*d) for d in run("torn", 5)]
+    first = ServiceJournal(folder, "demo")
+    for packed in sent[:4]:
+        first.append("torn", packed)
+    first.close()
+    (path,) = folder.glob("*.ebldocs")
+    os.truncate(path, path.stat().st_size - 7)
+    again = ServiceJournal(folder, "demo")
+    again.recover()
+    for packed in sent[3:]:
+        assert again.append("torn", packed) is not None
+    again.close()
+    assert [pack(*r[1:]) for r in read_journal(path)] == sent
 
 
 SERVICE = """
@@ -365,18 +451,14 @@ def test_a_service_killed_within_a_run_goes_on_with_it(
     send(door.send, sent[30:])
     assert door.wait(TIMEOUT_S) == {"run_uid": "killed", "state": "complete"}
     door.close()
-    newest = max(
-        (tmp_path / "journal").glob("*.ebldocs"), key=lambda p: p.stat().st_size
-    )
-    recorded = [(name, doc) for _, name, doc in read_journal(newest)]
-    # What the first had on disk and not yet acknowledged may be there twice.
-    assert [d for i, d in enumerate(recorded) if d not in recorded[:i]] == sent
+    (journal,) = (tmp_path / "journal").glob("*.ebldocs")
+    assert [(name, doc) for _, name, doc in read_journal(journal)] == sent
 
 
 SERVE = """
 import sys
 from pathlib import Path
-from ebl_stream.profile import load
+from ebl_stream.profile_file import load
 from ebl_stream.service.service import Settings, serve
 
 ready = lambda address: print(address, flush=True)
@@ -395,12 +477,12 @@ def test_serve_ends_in_good_order(number: int, code: int, tmp_path: Path) -> Non
     )
     assert process.stdout is not None
     address = process.stdout.readline().strip()
-    place = ServicePlace(service_key(profile.load("demo"), tmp_path))
+    place = ServicePlace(service_key(profile_file.load("demo"), tmp_path))
     found = place.find()
     assert found is not None
     assert (found.address, found.pid) == (address, process.pid)
     with pytest.raises(InputError, match=f"there is a service for {tmp_path} already"):
-        serve(Settings(profile.load("demo"), "zmq://:*", tmp_path, "none"))
+        serve(Settings(profile_file.load("demo"), "zmq://:*", tmp_path, "none"))
     door = Link(address, folder=tmp_path)
     door.send("start", {"uid": "no-frames", "time": 0.0})
     assert door.flush(TIMEOUT_S)

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from ebl_stream.profile import Profile
+from ebl_stream.publish.attempts import Attempts, note_told
 from ebl_stream.publish.tiled_link import TiledLink
 from ebl_stream.publish.tiled_server import TiledServer
 
@@ -43,7 +44,9 @@ class Publishing:
                 self.server or where,
                 api_key=os.environ.get(profile.publish.api_key_env),
                 container=profile.publish.path,
+                on_told=note_told,
             )
+        self.attempts = Attempts(out, self.link)
         self._where = where
         self._began = False
 

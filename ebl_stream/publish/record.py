@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ebl_stream import strict_json
 
 FORMAT = "ebl_stream.output/1"
 
@@ -76,7 +77,7 @@ class RunRecord:
 
     @property
     def state(self) -> str:
-        """``running``, ``complete``, ``partial`` or ``failed``."""
+        """``running``, ``complete``, ``partial``, ``failed``, ``superseded``."""
         with self._lock:
             return self._metadata["state"]
 
@@ -89,6 +90,11 @@ class RunRecord:
         """Return the latest version of every slab of an array, by ``z0``."""
         with self._lock:
             return sorted(self._slabs[name].values(), key=lambda slab: slab.z0)
+
+    def has(self, name: str, z0: int) -> bool:
+        """Return whether a version of the slab at ``z0`` is on disk."""
+        with self._lock:
+            return z0 in self._slabs[name]
 
     def rows(self, start: int = 0) -> list[dict[str, Any]]:
         """Return the quality rows from number ``start`` on."""
@@ -146,7 +152,7 @@ def read_record(folder: Path) -> RunRecord:
         The folder is not there, or not one of ours.
     """
     text = (Path(folder) / "metadata.json").read_text(encoding="utf-8")
-    content = json.loads(text)
+    content = strict_json.loads(text)
     if content.pop("format", None) != FORMAT:
         raise ValueError(f"{folder}: metadata.json is not of the format {FORMAT}")
     arrays, slabs = content.pop("arrays"), content.pop("slabs")
@@ -162,8 +168,9 @@ def read_record(folder: Path) -> RunRecord:
             record.note(name, Slab(**slab))
     rows = Path(folder) / "quality.jsonl"
     if rows.exists():
-        lines = rows.read_text(encoding="utf-8").splitlines()
-        record.add_rows([json.loads(line) for line in lines])
+        # A process that died within an append leaves a last line without an end.
+        lines = rows.read_text(encoding="utf-8").split("\n")[:-1]
+        record.add_rows([strict_json.loads(line) for line in lines])
     return record
 
 

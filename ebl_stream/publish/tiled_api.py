@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from tiled.structures.array import ArrayStructure, BuiltinDtype
 from tiled.structures.table import TableStructure
 
+from ebl_stream import strict_json
 from ebl_stream.errors import InputError
 from ebl_stream.publish.record import ArraySpec
 
 ARROW = "application/vnd.apache.arrow.file"
+CONNECT_S, REPLY_S = 5.0, 15.0
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 ROW_ID = "row_id"
 """Column that makes a row of the quality table unique."""
@@ -93,7 +95,7 @@ class TiledApi:
         self._http = httpx.Client(
             base_url=f"{address.server}/api/v1",
             headers={"Authorization": f"Apikey {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(30, connect=5),
+            timeout=httpx.Timeout(REPLY_S, connect=CONNECT_S),
             # A proxy meant for the outside must not get loopback requests.
             trust_env=urlsplit(address.server).hostname not in LOOPBACK,
         )
@@ -140,7 +142,7 @@ class TiledApi:
         """Return a node's attributes, data sources included."""
         url = self._url("metadata", path)
         reply = self._send("GET", url, params={"include_data_sources": "true"})
-        return reply.json()["data"]["attributes"]
+        return strict_json.loads(reply.content)["data"]["attributes"]
 
     def delete(self, path: NodePath) -> None:
         """Delete a node, never the external files behind it."""

@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ebl_stream.publish.record import RunRecord
@@ -46,6 +47,8 @@ class TiledLink:
         Default: the server's own key.
     container : str
         Path of the container that the runs are put into, made where missing.
+    on_told : callable, optional
+        Called, in the link's thread, with the record of an ended run that Tiled has.
 
     Raises
     ------
@@ -59,19 +62,18 @@ class TiledLink:
         *,
         api_key: str | None = None,
         container: str = "processed",
+        on_told: Callable[[RunRecord], None] | None = None,
     ) -> None:
         self._server = address if isinstance(address, TiledServer) else None
         self._fixed = Address.parse(address) if isinstance(address, str) else None
         self._api_key = api_key
         self._container: NodePath = tuple(p for p in container.split("/") if p)
+        self._on_told = on_told
         self._api: TiledApi | None = None
         self._news = threading.Condition()
         self._runs: dict[str, _Followed] = {}
         self._closing = False
-        self._thread = threading.Thread(
-            target=self._work, name="tiled-link", daemon=True
-        )
-        self._thread.start()
+        self._thread = self._start()
 
     @property
     def uri(self) -> str | None:
@@ -113,6 +115,12 @@ class TiledLink:
         with self._news:
             return self._news.wait_for(all_current, timeout_s)
 
+    def supervise(self) -> None:
+        """Start the thread again where it died; call it now and then."""
+        if not self._thread.is_alive() and not self._closing:
+            logger.critical("the thread that tells Tiled died and is started again")
+            self._thread = self._start()
+
     def close(self, timeout_s: float) -> None:
         """Give Tiled so long to catch up, then stop."""
         self.wait_until_caught_up(timeout_s)
@@ -123,6 +131,11 @@ class TiledLink:
         if api is not None:
             api.close()
         self._thread.join(timeout=1.0)
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._work, name="tiled-link", daemon=True)
+        thread.start()
+        return thread
 
     def _work(self) -> None:
         while True:
@@ -177,14 +190,17 @@ class TiledLink:
         return self._api
 
     def _done(self, run: _Followed) -> None:
+        record = run.mirror.record
+        is_over = record.state != "running" and run.mirror.is_current
+        if is_over and self._on_told is not None:
+            self._on_told(record)
         with self._news:
             if run.is_failing:
                 logger.info("Tiled has caught up with %s", run.mirror.record.folder)
             run.is_failing, run.pause_s, run.due = False, FIRST_PAUSE_S, 0.0
-            ended = run.mirror.record.state != "running"
-            if ended and run.mirror.is_current:
+            if is_over and run.mirror.is_current:
                 # Kept out of the way; a late change would come through follow.
-                self._runs.pop(run.mirror.record.processed_uid, None)
+                self._runs.pop(record.processed_uid, None)
             self._news.notify_all()
 
     def _put_off(self, run: _Followed, kind: str, message: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import zarr
 
+from ebl_stream import failpoints
 from ebl_stream.publish.record import ArraySpec, RunRecord, Slab
 from ebl_stream.publish.tiled_api import (
     ROW_ID,
@@ -89,6 +90,7 @@ class RunMirror:
             self._told_metadata = metadata
         # After the final state, so that it is there when subscriptions end.
         if metadata["state"] != "running" and not self._closed:
+            failpoints.hit("tiled.finished")
             self._close_streams(api)
 
     def _create_run(self, api: TiledApi, metadata: dict[str, Any]) -> None:
@@ -101,6 +103,7 @@ class RunMirror:
             name = "/".join(self.path)
             raise TiledFault("refused", f"{name} is there and is another's")
         self._told_metadata = begun if created else {}
+        failpoints.hit("tiled.created")
 
     def _is_ours(self, node: dict[str, Any]) -> bool:
         specs = {spec["name"] for spec in node.get("specs") or ()}
@@ -122,6 +125,7 @@ class RunMirror:
         elif not self._is_readable(api, path):
             self._store_in_tiled(api, spec)
         self._sources[spec.name] = {**source, "id": known["id"]}
+        failpoints.hit("tiled.registered")
 
     def _is_readable(self, api: TiledApi, path: NodePath) -> bool:
         """Whether Tiled gets at our disk; asked again before a no is believed."""
@@ -164,9 +168,11 @@ class RunMirror:
         # First the metadata: who gets a message finds its version there.
         versions = [asdict(slab) for slab in slabs]
         api.replace_metadata(path, {"unit": spec.unit, "slabs": versions})
+        failpoints.hit("tiled.versioned")
         for slab in news:
             if spec.name not in self._stored:
                 self._notify(api, spec, slab)
+            failpoints.hit("tiled.notified")
             told[slab.z0] = slab
 
     def _notify(self, api: TiledApi, spec: ArraySpec, slab: Slab) -> None:
@@ -200,6 +206,7 @@ class RunMirror:
         if rows:
             api.append_rows(path, _table(rows, self._n_rows, self._columns))
             self._n_rows += len(rows)
+            failpoints.hit("tiled.appended")
 
     def _close_streams(self, api: TiledApi) -> None:
         names = [spec.name for spec in self.record.arrays]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ebl_stream import strict_json
 from ebl_stream.errors import InputError
 from ebl_stream.service.run_index import file_safe
 
@@ -114,7 +115,7 @@ class ServicePlace:
         if not self.is_taken():
             return None
         try:
-            fields = json.loads(self._note.read_text())
+            fields = strict_json.loads(self._note.read_text())
             return Announcement(str(fields["address"]), int(fields["pid"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None  # it starts, or ends, at this moment

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from ebl_stream import failpoints
 from ebl_stream.service.journal import Kept
 
 logger = logging.getLogger(__name__)
@@ -60,8 +62,10 @@ class _Item:
     run_uid: str | None
     name: str
     doc: dict[str, Any] | None
+    """None: it is read from where it is kept."""
     kept: Kept | None
     size: int
+    """Bytes in memory."""
     since: float = 0.0
     """When it was queued, s on the monotonic clock."""
 
@@ -79,6 +83,8 @@ class Worker:
         Documents kept in memory; beyond that they are read from the journal again.
     ignored_after_s : float
         A run that stopped so long ago, and of which nothing came, is given up.
+    ended : iterable of str
+        Runs that ended before: what comes of them is late.
 
     Raises
     ------
@@ -93,6 +99,7 @@ class Worker:
         *,
         max_queue_bytes: int,
         ignored_after_s: float = IGNORED_AFTER_S,
+        ended: Iterable[str] = (),
     ) -> None:
         self._make_callback = make_callback
         self._tell = tell
@@ -103,10 +110,13 @@ class Worker:
         self._queued_bytes = 0
         self._n_queued = 0
         self._open: set[str] = set()  # begun, not ended
-        self._ended: set[str] = set()
+        self._ended: set[str] = set(ended)
         self._stopped_at: dict[str, float] = {}
         self._stopping = False
+        self._leaving = False
         self._waited_s = 0.0
+        self.at_work: str | None = None
+        """Run of the document that was worked on last."""
         self._thread = self._start()
 
     @property
@@ -137,25 +147,46 @@ class Worker:
             # What lies in no journal has to stay in memory.
             fits = self._queued_bytes + size <= self._max_queue_bytes
             now = time.monotonic()
-            item = _Item(run_uid, name, doc, None, size, now)
+            item = _Item(run_uid, name, doc, kept, size, now)
             if kept is not None and not fits:
                 item = _Item(run_uid, name, None, kept, 0, now)
             self._queued_bytes += item.size
             self._n_queued += 1
         self._queue.put(item)
+        failpoints.hit("queued")
 
-    def supervise(self) -> None:
-        """Start the thread again where it died; the runs it had in hand failed."""
-        if self.is_alive or self._stopping:
-            return
-        logger.critical("the worker died; the runs it had in hand failed")
-        for run_uid in list(self._open):
-            self._fail(run_uid, "the worker died")
+    @property
+    def put_off(self) -> Collection[str]:
+        """Uids of the runs that this machine could not go on with."""
+        return getattr(self._callback, "put_off", ())
+
+    def begin_anew(self) -> None:
+        """Go on with a new callback, which knows nothing; nobody puts meanwhile.
+
+        Waiting documents that lie in a journal are dropped: who calls puts those of
+        all open runs again.
+        """
+        self._leaving = True
+        self._queue.put(_NOTHING)
+        self._thread.join()
+        self._leaving = False
+        kept_nowhere = [item for item in self._drain() if item.kept is None]
+        self._open.clear()
+        self._stopped_at.clear()
         self._thread = self._start()
+        for item in kept_nowhere:
+            self.put(item.run_uid, item.name, item.doc or {}, item.size, None)
+
+    def fail(self, run_uid: str, message: str) -> None:
+        """Give a run up."""
+        self._fail(run_uid, message)
+
+    def has_ended(self, run_uid: str) -> None:
+        """Note that a run ended before: what comes of it is late."""
+        self._ended.add(run_uid)
 
     def stop(self) -> None:
         """Work off the queue, finish what is open, and end; may be interrupted."""
-        self.supervise()
         self._stopping = True
         self._queue.put(None)
         while self.is_alive:
@@ -163,7 +194,7 @@ class Worker:
 
     def _start(self) -> threading.Thread:
         # Made here: a profile that cannot be furnished is the caller's to hear of.
-        callback = self._make_callback(
+        callback = self._callback = self._make_callback(
             self._progressed, lambda: self._waited_s > BEHIND_S
         )
         # A daemon: a second Ctrl-C has to end the process.
@@ -173,6 +204,18 @@ class Worker:
         thread.start()
         return thread
 
+    def _drain(self) -> list[_Item]:
+        items: list[_Item] = []
+        with contextlib.suppress(Empty):
+            while True:
+                item = self._queue.get_nowait()
+                if item is not None and item is not _NOTHING:
+                    items.append(item)
+        with self._lock:
+            self._queued_bytes -= sum(item.size for item in items)
+            self._n_queued -= len(items)
+        return items
+
     def _run(self, callback: Callback) -> None:
         ticked_at = time.monotonic()
         while True:
@@ -180,6 +223,10 @@ class Worker:
                 item = self._queue.get(timeout=_tick_s(callback))
             except Empty:
                 item = _NOTHING
+            if self._leaving:
+                self._queue.put(item)
+                self._guard(None, getattr(callback, "abandon", lambda: None))
+                return
             if item is None:
                 break
             if item is not _NOTHING:
@@ -195,6 +242,7 @@ class Worker:
     def _work(self, callback: Callback, item: _Item) -> None:
         run_uid = item.run_uid
         self._waited_s = time.monotonic() - item.since
+        self.at_work = run_uid
         try:
             if run_uid is not None:
                 if item.name == "start" and run_uid not in self._ended:
@@ -207,6 +255,7 @@ class Worker:
             with self._lock:
                 self._queued_bytes -= item.size
                 self._n_queued -= 1
+            failpoints.hit("worked")
 
     def _guard(self, run_uid: str | None, work: Callable[[], None]) -> None:
         try:

@@ -34,6 +34,26 @@ except ImportError:  # msgpack built without its extension
         return value
 
 
+def _require_plain() -> None:
+    """Refuse to begin where unpacking makes something else of a dictionary.
+
+    What msgpack_numpy would unpickle comes back as it is.
+    """
+    bait = {b"nd": True, b"type": b"O", b"kind": b"O", b"shape": [1], b"data": b""}
+    try:
+        packed: Any = Packer().pack(bait)
+        is_plain = unpackb(packed) == bait
+    except Exception:
+        is_plain = False
+    if not is_plain:
+        raise ImportError(
+            "msgpack was changed to make objects of what it reads (msgpack_numpy?): "
+            "that would run code out of documents; remove what changes it"
+        )
+
+
+_require_plain()
+
 NAMES = frozenset(
     {
         *("start", "descriptor", "stop"),

@@ -25,6 +25,8 @@ SUFFIX = ".ebldocs"
 
 _packed_header: Any = Packer().pack({"format": "ebl_stream.documents", "version": 1})
 _HEADER: bytes = _packed_header
+FIRST_RECORD = len(_HEADER)
+"""Where the first record of a journal begins."""
 _RECORD = struct.Struct(">BBdBI")
 _ARRAY_OF_2, _FLOAT64, _BIN32 = 0x92, 0xCB, 0xC6
 
@@ -36,27 +38,42 @@ class JournalWriter:
     ----------
     path : pathlib.Path
         A file that does not exist yet; missing folders are made.
+    resume_at : int, optional
+        Go on with a journal that exists, after this byte; what is behind it goes.
 
     Raises
     ------
     FileExistsError
-        There is such a file: a journal is never overwritten or continued.
+        There is such a file: a journal is never overwritten.
     OSError
         It cannot be made, or (from :meth:`append`) the disk is full; the journal
         then ends with its last whole record and may be appended to again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, resume_at: int | None = None) -> None:
+        if resume_at is not None:
+            self._file = path.open("r+b", buffering=0)
+            self._file.truncate(resume_at)
+            self._end = self._file.seek(resume_at)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         # Unbuffered: what was appended survives the death of this process.
         self._file = path.open("xb", buffering=0)
         self._end = 0
         self._append(_HEADER)
+        sync_folder(path.parent)
 
-    def append(self, packed: bytes, received_s: float) -> None:
-        """Append one packed document and when it came (s since the epoch)."""
+    def append(self, packed: bytes, received_s: float) -> int:
+        """Append a packed document and when it came (s since the epoch).
+
+        Returns
+        -------
+        int
+            Where the packed document begins in the file.
+        """
         head = _RECORD.pack(_ARRAY_OF_2, _FLOAT64, received_s, _BIN32, len(packed))
         self._append(head, packed)
+        return self._end - len(packed)
 
     def flush(self, sync: bool = False) -> None:
         """With ``sync``, wait until everything lies on the disk (fsync)."""
@@ -100,6 +117,17 @@ def read_journal(path: Path) -> Iterator[tuple[float, str, dict[str, Any]]]:
     InputError
         At the call: the file cannot be read or is no journal of this version.
     """
+    return _unpacked(read_records(path), path)
+
+
+def read_records(path: Path) -> Iterator[tuple[float, int, bytes]]:
+    """Read a journal: ``(received_s, offset, packed document)``, up to a torn end.
+
+    Raises
+    ------
+    InputError
+        As `read_journal`.
+    """
     try:
         file = path.open("rb")
     except OSError as error:
@@ -110,21 +138,35 @@ def read_journal(path: Path) -> Iterator[tuple[float, str, dict[str, Any]]]:
             f"{path}: not a journal of recorded documents (version 1); "
             f"one is written by `ebl-stream serve` or callbacks.DocumentRecorder"
         )
-    return _read_records(file, path)
+    return _records(file, path)
 
 
-def _read_records(
-    file: BinaryIO, path: Path
-) -> Iterator[tuple[float, str, dict[str, Any]]]:
+def _records(file: BinaryIO, path: Path) -> Iterator[tuple[float, int, bytes]]:
     with file:
         while record := _read_record(file, path):
             received_s, packed = record
-            try:
-                name, doc = unpack(packed)
-            except DocumentError as error:
-                logger.warning("%s: left out a record: %s", path, error)
-                continue
-            yield received_s, name, doc
+            yield received_s, file.tell() - len(packed), packed
+
+
+def _unpacked(
+    records: Iterator[tuple[float, int, bytes]], path: Path
+) -> Iterator[tuple[float, str, dict[str, Any]]]:
+    for received_s, _, packed in records:
+        try:
+            name, doc = unpack(packed)
+        except DocumentError as error:
+            logger.warning("%s: left out a record: %s", path, error)
+            continue
+        yield received_s, name, doc
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: fsync of a file says nothing of its name."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _read_record(file: BinaryIO, path: Path) -> tuple[float, bytes] | None:
