@@ -1,22 +1,16 @@
-"""A beamline's profile: validated data, never code.
+"""A beamline's profile: the reference of every key.
 
-A profile is YAML, layered on ``profiles/default.yaml``: a key that it does not
-name keeps the default's value. The model below is the reference of every key.
+Validated data, never code; `ebl_stream.profile_file` reads it.
 """
 
 from __future__ import annotations
 
-import difflib
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ebl_stream.errors import InputError
-
-MAX_PROFILE_BYTES = 65_536
+ROOMS = ("preprocess", "center", "reconstruct", "denoise", "segment", "quantify")
+"""The rooms of the corridor, in the order that physics gives."""
 
 StageEntry: TypeAlias = str | dict[str, dict[str, Any] | None]
 """A stage's name, or ``{name: {setting: value}}``."""
@@ -33,8 +27,12 @@ class Keys(_Section):
     """Data key of the detector image; null: the only key with an image shape."""
     theta: str | None = None
     """Data key of the angle; null: ``start.motors``, then a key named like one."""
-    theta_unit: Literal["auto", "deg", "rad"] = "auto"
-    """``auto``: the descriptor's units, else degrees."""
+    theta_unit: Literal["auto", "deg", "rad", "mrad", "counts"] = "auto"
+    """``auto``: the descriptor's units, else degrees; ``counts`` of an encoder."""
+    counts_per_turn: float | None = Field(default=None, gt=0)
+    """Encoder counts of a full turn, for `theta_unit: counts`."""
+    missing_theta: Literal["reject", "interpolate"] = "reject"
+    """A missing or NaN angle: reject its frame, or put it between its neighbors."""
     image_key: str | None = None
     """Data key of each frame's kind (0 projection, 1 flat, 2 dark, 3 invalid)."""
     unique_id: str | None = None
@@ -50,10 +48,12 @@ class Streams(_Section):
     """Streams with flats."""
     darks: tuple[str, ...] = ("darks", "dark")
     """Streams with darks."""
+    angles: tuple[str, ...] = ()
+    """Streams with the angles of the projections, joined by event number."""
 
 
 class StartKeys(_Section):
-    """Keys of the start document, the first one present counts."""
+    """Keys of the start document, the first one present counts; `a.b` is b within a."""
 
     n_projections: tuple[str, ...] = ("n_projections", "num_projections", "num_points")
     """How many projections the plan promises."""
@@ -61,6 +61,27 @@ class StartKeys(_Section):
     """Rotation center, px, column of the stored frame."""
     voxel_size_um: tuple[str, ...] = ("voxel_size_um", "pixel_size_um")
     """Edge of a voxel, µm; published with the volume."""
+    theta: tuple[str, ...] = ("theta", "angles")
+    """A list of angles, one per projection, where no event has them."""
+    theta_start: tuple[str, ...] = ()
+    """The first angle, where neither events nor a list have them."""
+    theta_step: tuple[str, ...] = ()
+    """From one projection to the next."""
+    theta_stop: tuple[str, ...] = ()
+    """Instead of a step: where the turn ends, after `n_projections`."""
+    stop_included: bool | None = None
+    """Whether the last projection is at `theta_stop`, or one step before it."""
+    references_run: tuple[str, ...] = ()
+    """Uid of the run that holds the flats and darks."""
+    references_file: tuple[str, ...] = ()
+    """HDF5 file (path or `file:` URI) that holds the flats and darks."""
+
+
+class References(_Section):
+    """Flats and darks that are not in the run's own streams."""
+
+    file: str | None = None
+    """HDF5 file with `datasets.flats`, `.darks`; `projections`: the one of these."""
 
 
 class Datasets(_Section):
@@ -181,6 +202,29 @@ class Publish(_Section):
     path: str = "processed"
     """Container of the Tiled tree that processed runs are put into."""
 
+    @field_validator("tiled")
+    @classmethod
+    def _has_no_key(cls, value: str) -> str:
+        # The profile is published with every volume.
+        if "api_key" in value.lower():
+            raise ValueError("a key belongs into the variable of publish.api_key_env")
+        return value
+
+
+class Retention(_Section):
+    """What stays free on the disk of the results, and how long results stay there."""
+
+    min_free_gb: float = Field(default=1.0, ge=0, le=1e6)
+    """Free space that results leave, GB; where it is short, the volume goes first."""
+    keep_days: float | None = Field(default=None, ge=0, le=36_500)
+    """Results may be removed when they are older; null: no age."""
+    keep_runs: int | None = Field(default=None, ge=0)
+    """The newest so many results stay; null: no number. Both null: all stay."""
+    journal_days: float | None = Field(default=None, ge=0, le=36_500)
+    """Journals of ended runs are removed when they are older; null: never."""
+    automatic: bool = False
+    """True: removed whenever a live run begins; false: by `ebl-stream clean` only."""
+
 
 class Run(_Section):
     """When a run counts as over."""
@@ -199,6 +243,7 @@ class Profile(_Section):
     keys: Keys = Keys()
     streams: Streams = Streams()
     start: StartKeys = StartKeys()
+    references: References = References()
     datasets: Datasets = Datasets()
     geometry: Geometry = Geometry()
     files: Files = Files()
@@ -208,6 +253,7 @@ class Profile(_Section):
     preview: Preview = Preview()
     compute: Compute = Compute()
     run: Run = Run()
+    retention: Retention = Retention()
     preprocess: tuple[StageEntry, ...] = ()
     """Stages in their order; see the rooms below."""
     center: StageEntry = "auto"
@@ -226,166 +272,3 @@ class Profile(_Section):
     @classmethod
     def _none_is_empty(cls, value: Any) -> Any:
         return () if value is None else value
-
-
-def shipped() -> dict[str, Path]:
-    """Return the shipped profiles: name to path."""
-    folder = resources.files("ebl_stream.profiles")
-    return {
-        Path(str(entry)).stem: Path(str(entry))
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    }
-
-
-def load(name_or_path: str, overrides: dict[str, Any] | None = None) -> Profile:
-    """Read a profile by name or path, layered on the default.
-
-    Parameters
-    ----------
-    name_or_path : str
-        A shipped profile's name, or the path of a YAML file.
-    overrides : dict, optional
-        ``{"dotted.path": value}``, applied last (the command line's ``--set``).
-
-    Raises
-    ------
-    InputError
-        The profile is unknown, unreadable or wrong; the message says where.
-    """
-    path = _find(name_or_path)
-    data = _layer(_read(shipped()["default"]), _read(path))
-    data.setdefault("name", path.stem)
-    if path.stem != data["name"] and "name" not in _read(path):
-        data["name"] = path.stem
-    for dotted, value in (overrides or {}).items():
-        _set(data, dotted, value)
-    try:
-        return Profile.model_validate(data)
-    except ValidationError as error:
-        raise InputError(_explain(error, name_or_path)) from None
-
-
-def _find(name_or_path: str) -> Path:
-    known = shipped()
-    if name_or_path in known:
-        return known[name_or_path]
-    path = Path(name_or_path).expanduser()
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if not path.is_file():
-            raise InputError(f"profile: there is no file {str(path)!r}")
-        return path
-    close = difflib.get_close_matches(name_or_path, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise InputError(
-        f"no profile is called {name_or_path!r}{hint} "
-        f"(there are: {', '.join(sorted(known))}; or give the path of a YAML file)"
-    )
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without anchors: a few aliases can grow into gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.YAMLError(f"aliases are not allowed (line {mark.line + 1})")
-        return super().compose_node(parent, index)
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse YAML without tags and aliases.
-
-    Raises
-    ------
-    yaml.YAMLError
-        Not YAML, or YAML with tags or aliases.
-    """
-    return yaml.load(text, Loader=_PlainLoader)  # noqa: S506  (a SafeLoader)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"profile {path}: {error.strerror or error}") from None
-    if len(raw) > MAX_PROFILE_BYTES:
-        raise InputError(f"profile {path}: larger than {MAX_PROFILE_BYTES} bytes")
-    try:
-        data = parse_yaml(raw.decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        first = " ".join(str(error).split())[:300]
-        raise InputError(f"profile {path}: not valid YAML: {first}") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise InputError(f"profile {path}: expected 'key: value' lines at the top")
-    return data
-
-
-def _layer(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """Lay one profile on another: sections merge, everything else replaces."""
-    merged = dict(base)
-    for key, value in top.items():
-        section = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        # A stage entry is one choice, not a section to be merged.
-        if section and key not in ROOMS:
-            merged[key] = _layer(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
-ROOMS = ("preprocess", "center", "reconstruct", "denoise", "segment", "quantify")
-"""The rooms of the corridor, in the order that physics gives."""
-
-
-def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        child = data.get(parent)
-        if isinstance(child, str) and parent in ROOMS:
-            child = None
-        data[parent] = dict(child) if isinstance(child, dict) else {}
-        data = data[parent]
-    data[last] = value
-
-
-def _explain(error: ValidationError, name: str) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1])
-        hint = _did_you_mean(where, known)
-        return (
-            f"profile {name}: there is no key {where!r}{hint} "
-            f"(there are: {', '.join(known)})"
-        )
-    return f"profile {name}: {where}: {first['msg']}, got {str(first['input'])[:80]!r}"
-
-
-def _did_you_mean(where: str, known: list[str]) -> str:
-    """Suggest a key of the same section, or the same key in another section."""
-    last = where.split(".")[-1]
-    elsewhere = [
-        f"{section}.{key}" for section in known for key in _fields_at((section,), [])
-    ]
-    same = [path for path in elsewhere if path.endswith(f".{last}")]
-    close = same or difflib.get_close_matches(last, known, n=1)
-    close = close or difflib.get_close_matches(where, elsewhere, n=1)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-
-
-def _fields_at(
-    loc: tuple[int | str, ...], otherwise: list[str] | None = None
-) -> list[str]:
-    """Return the keys of a section; ``otherwise`` where ``loc`` is no section."""
-    model: type[BaseModel] = Profile
-    for part in loc:
-        field = model.model_fields.get(str(part))
-        child = field.annotation if field else None
-        if isinstance(child, type) and issubclass(child, BaseModel):
-            model = child
-        elif otherwise is not None:
-            return otherwise
-    return sorted(model.model_fields)

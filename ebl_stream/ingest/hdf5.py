@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import h5py
@@ -14,11 +18,20 @@ import numpy as np
 
 from ebl_stream.errors import InputError
 from ebl_stream.frames import FrameRef, Image
-from ebl_stream.ingest.links import is_inside, walk
-from ebl_stream.ingest.truncated import PaddedFile, Superblock
+from ebl_stream.ingest.links import DAMAGE, is_inside, walk
+from ebl_stream.ingest.opening import open_hdf5
+
+log = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 256 * 2**20
-_CHUNK_CACHE_BYTES = 16 * 2**20
+MAX_URI = 4096
+"""Characters; longer than any path."""
+_MAX_TEXT_BYTES = 65_536
+_MAX_OVERHEAD = 1.1
+"""How much larger than its values a compressed chunk may be; sound ones are smaller."""
+_MIN_OVERHEAD_BYTES = 4096
+_NOT_FILES = (Path("/proc"), Path("/sys"))
+"""What lies there looks like files and is not: reading it may wait for ever."""
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -48,21 +61,27 @@ def resolve_uri(
         Another scheme or host, outside the roots, or not a regular file.
     """
     path = Path(os.path.realpath(_mapped(_path_of(uri), path_map or {})))
-    if not is_inside(path, roots):
+    if is_inside(path, _NOT_FILES) or not is_inside(path, roots):
         allowed = ", ".join(str(root) for root in roots) or "none"
         raise InputError(
             f"{path} lies outside the allowed folders (allowed: {allowed})\n"
             "add its folder to files.roots, or map it with files.path_map, "
             "in the profile"
         )
-    if not path.exists():
-        raise MissingFileError(f"there is no file {path} (from {uri!r})")
-    if not path.is_file():
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise MissingFileError(f"there is no file {path} (from {uri!r})") from None
+    if not stat.S_ISREG(mode):
         raise InputError(f"{path} is not a regular file")
     return path
 
 
 def _path_of(uri: str) -> str:
+    if len(uri) > MAX_URI:
+        raise InputError(f"{uri[:60]!r}...: longer than {MAX_URI} characters")
     if uri.startswith("/"):
         path = uri
     else:
@@ -76,8 +95,11 @@ def _path_of(uri: str) -> str:
         if parts.query or parts.fragment or _BAD_ESCAPE.search(parts.path):
             raise InputError(f"{uri!r}: '?', '#' and '%' must be percent-encoded")
         path = unquote(parts.path)
-    if not path.startswith("/") or "\0" in path:
+    # One that begins with two slashes is another machine's on some systems.
+    if not path.startswith("/") or path.startswith("//"):
         raise InputError(f"{uri!r} does not name an absolute path")
+    if not path.isprintable() or max(map(len, map(os.fsencode, path.split("/")))) > 255:
+        raise InputError(f"{uri!r} does not name a file that can be")
     return path
 
 
@@ -89,36 +111,6 @@ def _mapped(path: str, path_map: Mapping[str, str]) -> str:
         if path == prefix or path.startswith(prefix + "/"):
             return path_map[there].rstrip("/") + path[len(prefix) :]
     return path
-
-
-def open_hdf5(path: Path) -> h5py.File:
-    """Open a file for reading, while it is written where its format allows that.
-
-    A file shorter than it says is padded with zeros: see `truncated.Reach` for what
-    of it is real.
-
-    Raises
-    ------
-    OSError
-        Locked by a writer without SWMR, or not there: worth another try.
-    InputError
-        Not an HDF5 file.
-    """
-    superblock = Superblock.read(path)
-    if superblock is None:
-        if path.stat().st_size < 48:
-            # Its writer may just have made it.
-            raise OSError(f"{path}: not an HDF5 file (yet)")
-        if not h5py.is_hdf5(path):
-            raise InputError(f"{path} is not an HDF5 file")
-        return h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES)
-    if superblock.version >= 3:
-        return h5py.File(
-            path, "r", libver="latest", swmr=True, rdcc_nbytes=_CHUNK_CACHE_BYTES
-        )
-    if path.stat().st_size < superblock.stored_end:
-        return h5py.File(PaddedFile(path, superblock.stored_end), "r")
-    return h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES)
 
 
 def open_dataset(
@@ -154,6 +146,7 @@ def open_dataset(
     if dataset.shape is None or not _is_readable_type(dataset):
         raise InputError(f"{where} holds {dataset.dtype}, not numbers")
     _check_size(dataset, where, max_frame_bytes)
+    _check_chunks(dataset, where)
     _load_filters(dataset, where)
     return dataset
 
@@ -161,7 +154,8 @@ def open_dataset(
 def _is_readable_type(dataset: h5py.Dataset) -> bool:
     if dataset.dtype.kind in "uifb" and dataset.dtype.subdtype is None:
         return True
-    return h5py.check_string_dtype(dataset.dtype) is not None and dataset.size == 1
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None and dataset.size == 1
+    return is_text and dataset.dtype.itemsize <= _MAX_TEXT_BYTES
 
 
 def _check_size(dataset: h5py.Dataset, where: str, limit: int) -> None:
@@ -176,6 +170,25 @@ def _check_size(dataset: h5py.Dataset, where: str, limit: int) -> None:
                 f"{where} has {what} of {n * itemsize} bytes, more than {limit}\n"
                 "raise files.max_frame_bytes in the profile if that is meant"
             )
+
+
+def _check_chunks(dataset: h5py.Dataset, where: str) -> None:
+    """Refuse compressed chunks that would unpack to far more than their values."""
+    if dataset.chunks is None or not dataset.id.get_create_plist().get_nfilters():
+        return
+    n_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    limit = _MAX_OVERHEAD * n_bytes + _MIN_OVERHEAD_BYTES
+
+    def is_bomb(chunk: Any) -> bool | None:
+        return True if chunk.size > limit else None  # anything but None ends it
+
+    try:
+        if dataset.id.chunk_iter(is_bomb):
+            raise InputError(
+                f"{where} has compressed chunks larger than their {n_bytes} bytes"
+            )
+    except DAMAGE as error:
+        log.debug("%s: its chunks cannot be listed: %s", where, error)
 
 
 def _load_filters(dataset: h5py.Dataset, where: str) -> None:
