@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from reference import band_limited_fbp, nrmse, nufft_fbp  # noqa: E402
 
-from ebl_stream import profile as profiles  # noqa: E402
+from ebl_stream import profile_file as profiles  # noqa: E402
 from ebl_stream.cli.commands import PLAIN  # noqa: E402
 from ebl_stream.reconstruction import Reconstruction  # noqa: E402
 from ebl_stream.result import Result  # noqa: E402

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from reference import nufft_fbp
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream.cli.commands import PLAIN
 from ebl_stream.cli.peers import PEERS, Problem, accuracy
 from ebl_stream.engine.rooms import Rooms

@@ -17,7 +17,7 @@ import zarr
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream.cli.commands import PLAIN
 from ebl_stream.cli.peers import PEERS, Problem
 from ebl_stream.reconstruction import Reconstruction

@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.session import Session
 from ebl_stream.frames import Announced, Closed, Frame, Kind, Scan

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import sys
@@ -27,7 +28,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+NEEDS = ("numpy", "scipy", "numba")
+if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
+    print(f"{', '.join(missing)} not installed: run `make setup` first")
+    sys.exit(3)
+
+import numpy as np  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]

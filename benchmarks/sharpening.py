@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream.engine.grids import Grids
 from ebl_stream.engine.projections import ProjectionSum
 from ebl_stream.engine.references import ReferenceFrames

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from ebl_stream import failpoints, strict_json
 from ebl_stream.engine.grids import MakeAccumulator
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.session import Session
 from ebl_stream.errors import InputError
-from ebl_stream.frames import Item, Scan
+from ebl_stream.frames import Closed, Item, Scan
 from ebl_stream.ingest.assemble import Assembler
+from ebl_stream.ingest.elsewhere import FindRun
 from ebl_stream.ingest.pva import PvaFeed
+from ebl_stream.ingest.recent_runs import RecentRuns
 from ebl_stream.ingest.router import RunSorter
 from ebl_stream.profile import Profile
 from ebl_stream.publish.output import RunOutput
+from ebl_stream.publish.retention import clean
+from ebl_stream.publish.space import GB
 from ebl_stream.publish.tiled_link import TiledLink
 from ebl_stream.result import Progress, Result
 
 log = logging.getLogger(__name__)
+
+DISK_REFUSED = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+)
+"""What ends a run, and may be over soon."""
 
 IDLE_TICK_S = 1.0
 FEED_TICK_S = 0.02
@@ -49,6 +62,9 @@ class Reconstruction:
         Folders that frames may be read from, besides the profile's.
     on_progress : callable, optional
         Called with every `Progress`.
+    find_run : callable, optional
+        Returns the documents of a run that is no longer remembered, by its uid (None:
+        not known): its flats and darks may be wanted.
 
     Raises
     ------
@@ -69,8 +85,11 @@ class Reconstruction:
         is_behind: Callable[[], bool] | None = None,
         roots: Sequence[Path] = (),
         on_progress: Callable[[Progress], None] | None = None,
+        find_run: FindRun | None = None,
     ) -> None:
         self.results: dict[str, Result] = {}
+        self.put_off: set[str] = set()
+        """Live: uids of runs that the disk ended; they can be begun anew."""
         self.profile = profile
         self.rooms = Rooms.furnish(profile)
         self.out = out
@@ -82,6 +101,10 @@ class Reconstruction:
         self.accumulators = _accumulators(profile)
         self.roots = tuple(roots)
         self.on_progress = on_progress
+        self.recent = (
+            RecentRuns(profile.streams) if profile.start.references_run else None
+        )
+        self._find_run = find_run
         self.centers = CenterMemory(out, profile.name) if live else None
         if live:
             self.rooms.warm_up()
@@ -115,6 +138,18 @@ class Reconstruction:
         """How often `tick` wants to be called, at least."""
         return FEED_TICK_S if self.fed else IDLE_TICK_S
 
+    def find_run(self, run_uid: str) -> Iterable[tuple[str, dict[str, Any]]] | None:
+        """Return the documents of another run that has flats and darks."""
+        found = self.recent.find(run_uid) if self.recent is not None else None
+        if found is None and self._find_run is not None:
+            return self._find_run(run_uid)
+        return found
+
+    def abandon(self) -> None:
+        """End without finishing anything: somebody else begins the runs anew."""
+        if self.feed is not None:
+            self.feed.close()
+
     def close(self) -> None:
         """End the source: runs that never stopped are finished as partial."""
         self._sorter.close()
@@ -138,7 +173,11 @@ class Run:
         self._run_uid = run_uid
         feed = house.feed.buffer if house.feed is not None else None
         self._assembler = Assembler(
-            house.profile, rows=house.rows, roots=house.roots, feed=feed
+            house.profile,
+            rows=house.rows,
+            roots=house.roots,
+            feed=feed,
+            find_run=house.find_run,
         )
         if feed is not None:
             house.fed[run_uid] = self
@@ -148,6 +187,8 @@ class Run:
 
     def __call__(self, name: str, doc: dict[str, Any]) -> None:
         """Take one document of this run."""
+        if self._house.recent is not None:
+            self._house.recent.note(self._run_uid, name, doc)
         self._guard(lambda: self._take_all(self._assembler(name, doc)))
         if name == "stop":
             self._house.fed.pop(self._run_uid, None)
@@ -157,11 +198,6 @@ class Run:
         n_before = self._n_taken
         self._guard(lambda: self._take_all(self._assembler.poll()))
         return self._n_taken > n_before
-
-    def close(self) -> None:
-        """End the run without a stop document."""
-        self._guard(lambda: self._take_all(self._assembler.close()))
-        self._house.fed.pop(self._run_uid, None)
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Do the work; what goes wrong ends this run, never the scan or the others."""
@@ -186,13 +222,27 @@ class Run:
             return
         if self._session is None:
             return
+        if isinstance(item, Closed) and item.is_references_only:
+            log.info("run %s: flats and darks for other runs", self._run_uid)
+            self._session.close()
+            self._session = None
+            return
         result = self._session.take(item)
         if result is not None:
             self._finish(self._session, result)
 
     def _open(self, scan: Scan) -> Session:
-        house = self._house
-        output = RunOutput(house.out, f"recon-{uuid.uuid4()}", house.link)
+        house, policy = self._house, self._house.profile.retention
+        if house.live and policy.automatic:
+            # Beside the scan: gigabytes take their time to go.
+            old = threading.Thread(target=clean, args=(house.out, policy), daemon=True)
+            old.start()
+        output = RunOutput(
+            house.out,
+            f"recon-{uuid.uuid4()}",
+            house.link,
+            min_free_bytes=round(policy.min_free_gb * GB),
+        )
         return Session(
             scan,
             house.profile,
@@ -218,7 +268,9 @@ class Run:
         if self._house.live:
             expected = isinstance(error, InputError | OSError)
             log.error("this run ended: %s", error, exc_info=not expected)
-        if session is not None:
+        if self._house.live and _disk_refused(error):
+            self._put_off(session, error)
+        elif session is not None:
             try:
                 session.fail(str(error))
             except OSError as refused:  # the disk that ended the run
@@ -230,6 +282,25 @@ class Run:
         elif self._house.on_progress is not None:
             self._house.on_progress(Progress.never_began(self._run_uid, str(error)))
 
+    def _put_off(self, session: Session | None, error: Exception) -> None:
+        house = self._house
+        house.put_off.add(self._run_uid)
+        if session is None:
+            return
+        if house.on_progress is not None:
+            message = f"{error}; the run goes on when the disk takes it"
+            house.on_progress(session.progress("running", message))
+        session.close()
+
+
+def _disk_refused(error: BaseException | None) -> bool:
+    """Whether an error came of a disk that may take more later."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_REFUSED:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
 
 class CenterMemory:
     """The last measured center per profile, the prior of the next scan."""
@@ -240,7 +311,7 @@ class CenterMemory:
     def recall(self) -> float | None:
         """Return the last center, px, or None."""
         try:
-            value = json.loads(self._path.read_text())["rotation_center"]
+            value = strict_json.loads(self._path.read_text())["rotation_center"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return float(value) if isinstance(value, int | float) else None
@@ -249,7 +320,10 @@ class CenterMemory:
         """Keep a measured center for the next scan."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps({"rotation_center": rotation_center}))
+            draft = self._path.with_suffix(".json.part")
+            draft.write_text(json.dumps({"rotation_center": rotation_center}))
+            failpoints.hit("center.drafted")
+            os.replace(draft, self._path)
         except OSError as error:
             log.warning("last rotation center not kept: %s", error)
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import zarr
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream.engine import session as sessions
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.engine.session import Session

@@ -14,7 +14,7 @@ import zarr
 from reference import circle, nrmse, nufft_fbp
 from scipy import ndimage
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream.cli.commands import PLAIN
 from ebl_stream.engine.field import Field
 from ebl_stream.engine.rooms import Rooms

@@ -33,7 +33,7 @@ from compose_spec import PyOptions
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream.cli.commands import cli
 from ebl_stream.profile import Profile
 

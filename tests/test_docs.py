@@ -23,7 +23,7 @@ import yaml
 from pydantic import BaseModel
 from tiled.client import from_uri
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream import stages
 from ebl_stream.cli.commands import cli
 from ebl_stream.frames import Kind

@@ -78,3 +78,12 @@ def test_without_a_gpu_it_says_so_and_exits_with_3(tmp_path):
     assert done.stdout.startswith("no GPU: ")
     assert len(done.stdout.splitlines()) == 1
     assert not (tmp_path / "none").exists()
+
+
+def test_where_nothing_is_installed_one_sentence_says_what_to_do():
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", PROGRAM], capture_output=True, text=True
+    )
+    assert done.returncode == 3
+    assert done.stdout == "numpy, scipy, numba not installed: run `make setup` first\n"
+    assert done.stderr == ""

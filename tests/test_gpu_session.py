@@ -10,7 +10,7 @@ from reference import nrmse
 
 from ebl_stream import reconstruction
 from ebl_stream.gpu.choice import accumulator_factory
-from ebl_stream.profile import load
+from ebl_stream.profile_file import load
 from ebl_stream.reconstruction import Reconstruction
 from ebl_stream.simulation.phantom import Foam
 

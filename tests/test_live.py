@@ -27,7 +27,7 @@ from ophyd.sim import SynAxis, det, motor
 from ophyd_async.core import init_devices
 from tiled.client import from_uri
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream.callbacks import DocumentPublisher, LiveReconstruction
 from ebl_stream.profile import Profile
 from ebl_stream.publish.record import read_record

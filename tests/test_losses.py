@@ -23,7 +23,8 @@ from reference import nrmse, nufft_fbp
 from ebl_stream.callbacks import DocumentRecorder
 from ebl_stream.cli.commands import PLAIN
 from ebl_stream.errors import InputError
-from ebl_stream.profile import Profile, load
+from ebl_stream.profile import Profile
+from ebl_stream.profile_file import load
 from ebl_stream.reconstruction import Reconstruction
 from ebl_stream.result import Result
 from ebl_stream.simulation.classic import SimulatedCamera, classic_scan

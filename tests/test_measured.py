@@ -8,7 +8,7 @@ import pytest
 import zarr
 from reference import band_limited_fbp, nrmse
 
-from ebl_stream import profile as profiles
+from ebl_stream import profile_file as profiles
 from ebl_stream.cli.commands import PLAIN
 from ebl_stream.reconstruction import Reconstruction
 from ebl_stream.sources import open_source

@@ -87,7 +87,7 @@ def test_doors_need_the_core_alone(wheel: Path) -> None:
         "import ebl_stream\n"
         "from ebl_stream.callbacks import (\n"
         "    DocumentPublisher, DocumentRecorder, LiveReconstruction)\n"
-        "from ebl_stream.profile import load, shipped\n"
+        "from ebl_stream.profile_file import load, shipped\n"
         "print(*sorted(load(name).name for name in shipped()))\n"
         "door = DocumentPublisher('ipc://socket')\n"
         "door('start', {'uid': 'a', 'time': 0.0})\n"
@@ -96,7 +96,7 @@ def test_doors_need_the_core_alone(wheel: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     names, door = done.stdout.splitlines()
-    assert names == "aps_2bm data_exchange default demo nxtomo"
+    assert names == "aps_2bm aps_32id data_exchange default demo nsls2_hex nxtomo"
     assert "1 documents waiting" in door
 
 

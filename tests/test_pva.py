@@ -19,7 +19,8 @@ from ebl_stream.cli.check import Finding, _check_feed
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Kind
 from ebl_stream.ingest.pva import PvaFeed, probe, pv_name
-from ebl_stream.profile import Feed, Profile, load
+from ebl_stream.profile import Feed, Profile
+from ebl_stream.profile_file import load
 from ebl_stream.publish.record import read_record
 from ebl_stream.reconstruction import Reconstruction
 from ebl_stream.service.worker import Worker

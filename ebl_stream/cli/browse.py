@@ -13,8 +13,11 @@ from pathlib import Path
 import click
 import httpx
 
+from ebl_stream import strict_json
 from ebl_stream.publish.record import RunRecord, read_record
+from ebl_stream.publish.tiled_api import Address, TiledApi, TiledFault
 from ebl_stream.publish.tiled_link import TiledLink
+from ebl_stream.publish.tiled_mirror import SPEC
 from ebl_stream.publish.tiled_server import TiledServer
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ def browse(out: Path) -> int:
         if server.api_key is None or not server.wait_ready(START_S):
             click.echo(f"the Tiled server does not start; see {out}/.tiled", err=True)
             return 1
+        forget_removed(server, out)
         link = TiledLink(server)
         for record in records(out):
             # A run that was reconstructed without Tiled, or while it was down.
@@ -79,8 +83,38 @@ def has_ended_in(server: TiledServer, processed_uid: str) -> bool:
         return False
     if reply.status_code != 200:
         return False
-    state = reply.json()["data"]["attributes"]["metadata"].get("state")
+    state = strict_json.loads(reply.content)["data"]["attributes"]["metadata"].get(
+        "state"
+    )
     return state != "running"
+
+
+def forget_removed(server: TiledServer, out: Path) -> None:
+    """Take results out of Tiled that `ebl-stream clean`, or somebody else, removed."""
+    api = TiledApi(Address.parse(server.uri or ""), server.api_key)
+    try:
+        for uid in list(_known(server)):
+            if not (out / uid).exists():
+                api.delete(("processed", uid))
+    except (TiledFault, httpx.HTTPError, ValueError, KeyError) as error:
+        logger.warning("Tiled still lists results that are gone: %s", error)
+    finally:
+        api.close()
+
+
+def _known(server: TiledServer) -> Iterator[str]:
+    """Yield the uids of the results that Tiled lists, page by page."""
+    headers = {"Authorization": f"Apikey {server.api_key}"}
+    uri = f"{server.uri}/api/v1/search/processed?page[limit]=300"
+    while uri:
+        reply = httpx.get(uri, headers=headers, timeout=30, trust_env=False)
+        if reply.status_code == httpx.codes.NOT_FOUND:
+            return
+        page = strict_json.loads(reply.raise_for_status().content)
+        for node in page["data"]:
+            if SPEC in {spec["name"] for spec in node["attributes"]["specs"] or ()}:
+                yield str(node["id"])
+        uri = page["links"]["next"]
 
 
 def wait_and_look(server: TiledServer) -> None:

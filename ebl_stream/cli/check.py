@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ebl_stream.cli.extras import advice
+from ebl_stream.cli.plain_text import printable
 from ebl_stream.engine.memory import free_memory, n_threads, plan_memory
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.errors import InputError
@@ -27,6 +27,8 @@ from ebl_stream.ingest import pva
 from ebl_stream.numerics import kernel_cache, tiles_plain
 from ebl_stream.numerics.tiles import tiles
 from ebl_stream.profile import Profile
+from ebl_stream.publish.space import GB, fit, free_bytes
+from ebl_stream.publish.tiled_api import Address
 from ebl_stream.publish.tiled_server import TiledServer
 
 Verdict = Literal["ok", "note", "stop"]
@@ -94,7 +96,7 @@ def run_checks(profile: Profile, size: Size, out: Path, tiled: str) -> list[Find
         _check_folder(out),
         _check_disk(profile, size, out),
         *_check_memory(profile, size),
-        _check_tiled(tiled, os.environ.get(profile.publish.api_key_env)),
+        *_check_tiled(tiled, os.environ.get(profile.publish.api_key_env)),
         *_check_feed(profile),
         *_check_devices(profile),
         _check_cache(),
@@ -106,14 +108,14 @@ def show(profile_name: str, size: Size, findings: list[Finding]) -> None:
     console = Console(markup=False, highlight=False)
     said = {"given": "as given", "demo": "the demo's", "assumed": "assumed, --shape"}
     console.print(
-        f"profile {profile_name}; scan of {size.angles} angles, {size.rows} rows, "
-        f"{size.columns} columns ({said[size.source]})"
+        f"profile {printable(profile_name)}; scan of {size.angles} angles, "
+        f"{size.rows} rows, {size.columns} columns ({said[size.source]})"
     )
     style = {"ok": "green", "note": "yellow", "stop": "bold red"}
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings:
         verdict = Text(finding.verdict, style=style[finding.verdict])
-        table.add_row(verdict, Text(finding.what), Text(finding.words))
+        table.add_row(verdict, Text(finding.what), Text(printable(finding.words)))
     console.print(table)
 
 
@@ -151,11 +153,17 @@ def _check_folder(out: Path) -> Finding:
 
 def _check_disk(profile: Profile, size: Size, out: Path) -> Finding:
     voxels = size.rows * size.columns**2
-    per_voxel = 4 + 4 * bool(profile.denoise) + bool(profile.segment)
-    free = shutil.disk_usage(_existing(out)).free
-    words = f"{_bytes(voxels * per_voxel)} of results at most, {_bytes(free)} free"
-    fits = voxels * per_voxel < free
-    return Finding("disk", "ok" if fits else size.too_small, words)
+    sizes = {"recon": 4 * voxels}
+    sizes |= {"denoised": 4 * voxels} if profile.denoise else {}
+    sizes |= {"labels": voxels} if profile.segment else {}
+    free = free_bytes(_existing(out))
+    stack = _bytes(2 * size.angles * size.rows * size.columns)
+    try:
+        plan = fit(sizes, round(profile.retention.min_free_gb * GB), free)
+    except OSError as error:
+        return Finding("disk", size.too_small, error.strerror or str(error))
+    words = f"{plan.words}; {stack} more where events hold the images (journal)"
+    return Finding("disk", "note" if plan.skipped else "ok", words)
 
 
 def _check_memory(profile: Profile, size: Size) -> Iterator[Finding]:
@@ -184,22 +192,48 @@ def _check_memory(profile: Profile, size: Size) -> Iterator[Finding]:
     )
 
 
-def _check_tiled(tiled: str, api_key: str | None) -> Finding:
+def _check_tiled(tiled: str, api_key: str | None) -> Iterator[Finding]:
     if tiled == "none":
-        return Finding("Tiled", "ok", "not asked for")
+        yield Finding("Tiled", "ok", "not asked for")
+        return
     if tiled == "embedded":
-        return _check_embedded()
-    headers = {"Authorization": f"Apikey {api_key}"} if api_key else {}
-    safe = "; results stay safe on disk until it is back"
+        yield _check_embedded()
+        return
     try:
-        address = tiled.rstrip("/").removesuffix("/api/v1")
-        reply = httpx.get(f"{address}/api/v1/", headers=headers, timeout=5)
+        address = Address.parse(tiled)
+    except InputError as error:
+        yield Finding("Tiled", "stop", str(error))
+        return
+    yield _check_server(address, api_key or address.api_key)
+    yield from _check_keyless(address.server)
+
+
+def _check_server(address: Address, api_key: str | None) -> Finding:
+    server, safe = address.server, "; results stay safe on disk until it is back"
+    headers = {"Authorization": f"Apikey {api_key}"} if api_key else {}
+    try:
+        reply = httpx.get(f"{server}/api/v1/", headers=headers, timeout=5)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Finding("Tiled", "note", f"{tiled} does not answer ({error}){safe}")
+        return Finding("Tiled", "note", f"{server} does not answer ({error}){safe}")
     if reply.status_code != 200:
-        return Finding("Tiled", "note", f"{tiled}: HTTP {reply.status_code}{safe}")
+        return Finding("Tiled", "note", f"{server}: HTTP {reply.status_code}{safe}")
     keyless = "" if api_key else " (no API key is set: it may refuse to be written to)"
-    return Finding("Tiled", "note" if keyless else "ok", f"{tiled} answers{keyless}")
+    return Finding("Tiled", "note" if keyless else "ok", f"{server} answers{keyless}")
+
+
+def _check_keyless(server: str) -> Iterator[Finding]:
+    """Warn of what a server tells to whoever asks: Tiled's /zarr asks for no key."""
+    try:
+        is_open = httpx.get(f"{server}/api/v1/metadata/", timeout=5).is_success
+        zarr = httpx.get(f"{server}/zarr/v3/zarr.json", timeout=5).is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return
+    if is_open:
+        words = "anybody who reaches it may read results and metadata without a key"
+        yield Finding("Tiled's key", "note", f"{server}: {words}")
+    elif zarr:
+        words = "its /zarr routes answer without a key; let a proxy close them"
+        yield Finding("Tiled's key", "note", f"{server}: {words}")
 
 
 def _check_embedded() -> Finding:

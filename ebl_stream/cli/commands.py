@@ -1,4 +1,4 @@
-"""The command line: ``demo | replay | serve | check | look | bench | browse``.
+"""The command line: ``demo replay serve check look browse export clean bench``.
 
 Exit codes: 0 complete, 3 partial, 2 bad usage or input (nothing was written), 1
 internal fault, 130 after Ctrl-C. Results go to stdout, everything else to stderr.
@@ -25,6 +25,7 @@ from ebl_stream.cli.options import (
     set_option,
     tiled_option,
 )
+from ebl_stream.cli.results import clean, export
 from ebl_stream.errors import InputError
 
 PLAIN: dict[str, Any] = {
@@ -134,7 +135,8 @@ def replay(
 @click.option(
     "--source",
     required=True,
-    help="zmq://host:port, zmq+sub://host:port or ipc:///path to take documents from.",
+    help="Where documents come from: zmq://host:port, ipc:///path, "
+    "zmq+sub://host:port, kafka://host:port/topic?group=NAME or tiled:URL.",
 )
 @set_option
 @tiled_option
@@ -153,7 +155,7 @@ def serve(
     """Reconstruct live scans whose documents come over a socket."""
     check_out(out)
     log_to_stderr(ctx.obj).let_through()
-    from ebl_stream.profile import load
+    from ebl_stream.profile_file import load
     from ebl_stream.service.service import Settings
     from ebl_stream.service.service import serve as run_service
 
@@ -187,7 +189,7 @@ def check(
     """Say before the scan whether anything would stop it."""
     log_to_stderr(ctx.obj).let_through()
     from ebl_stream.cli.check import parse_shape, run_checks, show
-    from ebl_stream.profile import load
+    from ebl_stream.profile_file import load
 
     profile = load(profile_name, dict(sets))
     size = parse_shape(shape, profile.name)
@@ -307,6 +309,10 @@ def bench(columns: int, angles: int, rows: int, threads: int, as_json: bool) -> 
     from ebl_stream.cli.bench import bench as run_bench
 
     return run_bench(columns, angles, rows, threads, as_json)
+
+
+cli.add_command(export)
+cli.add_command(clean)
 
 
 def check_out(out: Path) -> None:

@@ -31,7 +31,7 @@ from ophyd_async.core import init_devices
 from ebl_stream.cli.browse import command, wait_and_look
 from ebl_stream.cli.progress import ProgressView, summary
 from ebl_stream.numerics.quality import inside_circle
-from ebl_stream.profile import load
+from ebl_stream.profile_file import load
 from ebl_stream.publish.tiled_api import Address, NodePath, TiledApi, TiledFault
 from ebl_stream.publish.tiled_server import TiledServer
 from ebl_stream.simulation.detector import DetectorModel

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from ebl_stream import strict_json
 from ebl_stream.engine.viewer import Wishes, write_wishes
 from ebl_stream.errors import InputError
 
@@ -43,7 +43,9 @@ def find_run(out: Path, run: str | None) -> Path:
 
 def _state(folder: Path) -> str:
     try:
-        return str(json.loads((folder / "metadata.json").read_text()).get("state"))
+        return str(
+            strict_json.loads((folder / "metadata.json").read_text()).get("state")
+        )
     except (OSError, ValueError):
         return "unreadable"
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ebl_stream.cli.extras import advice
+from ebl_stream.cli.plain_text import PlainFormatter, printable, without_keys
 from ebl_stream.errors import InputError
 
 MAX_ERROR_LINES = 4
@@ -27,7 +28,7 @@ class HeldLog(logging.handlers.MemoryHandler):
     def __init__(self, level: int) -> None:
         super().__init__(1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         target = logging.StreamHandler()
-        target.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        target.setFormatter(PlainFormatter("%(levelname)s: %(message)s"))
         self.setTarget(target)
         self.setLevel(level)
         self._is_open = False
@@ -99,6 +100,6 @@ def complain(message: str) -> None:
     """Print an error on stderr: at most four lines, nothing that steers a terminal."""
     lines = [line for line in message.splitlines() if line.strip()]
     shown = "\n".join(lines[:MAX_ERROR_LINES])
-    safe = "".join(c if c.isprintable() or c == "\n" else "?" for c in shown)
+    safe = without_keys(printable(shown))
     with contextlib.suppress(OSError):
         click.echo(f"ebl-stream: {safe}", err=True)

@@ -23,7 +23,7 @@ class SetOption(click.ParamType):
         """Return (dotted path, value)."""
         import yaml
 
-        from ebl_stream.profile import parse_yaml
+        from ebl_stream.profile_file import parse_yaml
 
         path, equals, text = str(value).partition("=")
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
@@ -88,6 +88,13 @@ out_option = click.option(
     default=DEFAULT_OUT,
     show_default=True,
     help="Folder of the results; an existing result is never overwritten.",
+)
+results_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_OUT,
+    show_default=True,
+    help="Folder of the results.",
 )
 tiled_option = click.option(
     "--tiled",

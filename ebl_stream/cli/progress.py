@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ebl_stream.cli.plain_text import printable
+
 BAR_COLUMNS = 48
 LINE_EVERY = 0.1
 """Coverage between two lines where there is no terminal."""
@@ -136,11 +138,6 @@ def ledger_words(ledger: Mapping[str, Any]) -> str:
     if not ledger:
         return ""
     return " · ".join(parts) or "nothing lost"
-
-
-def printable(text: str) -> str:
-    """Return text from documents without what could steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def _angles(progress: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ from types import FrameType
 from typing import Any
 
 from ebl_stream.errors import InputError
-from ebl_stream.profile import Profile, load
+from ebl_stream.profile import Profile
+from ebl_stream.profile_file import load
 from ebl_stream.publish.publishing import Publishing
 from ebl_stream.reconstruction import Reconstruction
 from ebl_stream.result import Progress, Result
@@ -139,6 +140,7 @@ def replay(
         rows=rows,
         roots=source.roots,
         on_progress=progressed,
+        find_run=getattr(source, "find_run", None),
     )
     outcome = Outcome()
     outcome.interrupted = _pump(source, reconstruction)

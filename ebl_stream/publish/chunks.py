@@ -35,6 +35,7 @@ from numcodecs.blosc import BITSHUFFLE, Blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from ebl_stream import failpoints
 from ebl_stream.publish.record import ArraySpec
 
 CHUNK = (16, 256, 256)
@@ -147,6 +148,7 @@ class ChunkedArray:
         place = os.path.join(self.path, "c", *map(str, key))
         draft = f"{place}.{number}.part"
         _write_file(draft, encoded, checksum)
+        failpoints.hit("chunk.staged")
         return draft, place
 
     def _whole(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -163,6 +165,7 @@ def commit(staged: list[Staged]) -> None:
     try:
         for draft, place in staged:
             os.replace(draft, place)
+            failpoints.hit("chunk.placed")
     except OSError:
         discard(staged)
         raise

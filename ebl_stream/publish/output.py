@@ -20,8 +20,11 @@ from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from ebl_stream.publish.chunks import ChunkedArray, commit
+from ebl_stream import failpoints
+from ebl_stream.publish.chunks import ChunkedArray, chunk_shape, commit
 from ebl_stream.publish.record import ArraySpec, RunRecord, Slab, plain, read_record
+from ebl_stream.publish.retention import mark_open
+from ebl_stream.publish.space import VOLUME, Space, array_bytes
 
 __all__ = ["ArraySpec", "Follower", "RunOutput", "RunRecord", "Slab", "read_record"]
 
@@ -57,6 +60,8 @@ class RunOutput:
         Names the run's folder and its place in Tiled.
     link : Follower, optional
         Told of every change, usually a ``TiledLink``.
+    min_free_bytes : int
+        What is to stay free on the disk: arrays that do not fit are left out.
 
     Raises
     ------
@@ -65,7 +70,12 @@ class RunOutput:
     """
 
     def __init__(
-        self, folder: Path, processed_uid: str, link: Follower | None = None
+        self,
+        folder: Path,
+        processed_uid: str,
+        link: Follower | None = None,
+        *,
+        min_free_bytes: int = 0,
     ) -> None:
         if Path(processed_uid).name != processed_uid or processed_uid in ("", ".."):
             raise ValueError(f"a run's uid must be a plain name: {processed_uid!r}")
@@ -74,6 +84,9 @@ class RunOutput:
         self._record: RunRecord | None = None
         self._arrays: dict[str, ChunkedArray] = {}
         self._slab_rows: dict[str, int] = {}
+        self._space = Space(self.folder, min_free_bytes)
+        self._skipped: frozenset[str] = frozenset()
+        self._mark: int | None = None
         self._pool = ThreadPoolExecutor(_n_threads(), "chunks")
         self._placing = threading.Lock()
         self._saving = threading.Lock()
@@ -98,7 +111,7 @@ class RunOutput:
     def create(
         self, arrays: Sequence[ArraySpec], metadata: dict[str, Any], slab_rows: int
     ) -> None:
-        """Allocate the arrays at full shape, filled with 0.
+        """Allocate the arrays at full shape, filled with 0, as far as there is space.
 
         Parameters
         ----------
@@ -114,10 +127,11 @@ class RunOutput:
         FileExistsError
             The run's folder exists: a result is never overwritten.
         OSError
-            The disk does not let us; the message says where.
+            The disk does not let us, or the volume does not fit (then nothing is left
+            behind); the message says where.
         """
         with _named(f"cannot create the result in {self.folder}"):
-            self.folder.mkdir(parents=True)
+            arrays = self._begin(arrays, slab_rows)
             for spec in arrays:
                 path = self.path(spec.name)
                 height = spec.slab_rows or slab_rows
@@ -125,6 +139,7 @@ class RunOutput:
                 self._slab_rows[spec.name] = height
                 self._arrays[spec.name] = array
         chunks = {name: array.chunks for name, array in self._arrays.items()}
+        metadata = {**metadata, "storage": self._space.report()}
         self._record = RunRecord(self.folder, arrays, chunks, plain(metadata))
         self._save()
         if self._link is not None:
@@ -143,7 +158,8 @@ class RunOutput:
         """Write a slab and record its version; when this returns it can be read.
 
         Of two versions of a slab that are written at a time, the one that is ready
-        last stays.
+        last stays. Where space is short, slabs of all arrays but the volume are left
+        out; the metadata count them.
 
         Parameters
         ----------
@@ -163,15 +179,23 @@ class RunOutput:
         ValueError
             The slab does not fit the array.
         """
+        if name in self._skipped:
+            return
         array = self._arrays[name]
         z1 = z0 + slab.shape[0]
         self._check_fit(name, z0, slab)
+        again = self.record.has(name, z0)
+        if not self._space.allows(name, slab.nbytes, again=again):
+            self.record.merge({"storage": self._space.report()})
+            return
         stamp = Slab(int(z0), int(z1), int(version), int(n_used), float(coverage))
         with _named(f"cannot write slices {z0}:{z1} of {self.path(name)}"):
             staged = array.stage(z0, slab)
             with self._placing:
                 commit(staged)
                 self.record.note(name, stamp)
+        if name == VOLUME:
+            self._space.written(z0)
         self._save()
         self._tell()
 
@@ -206,12 +230,36 @@ class RunOutput:
         # Tiled is told even if the disk refuses the final state.
         try:
             self._save()
+            failpoints.hit("output.finished")
         finally:
             self._tell()
 
     def close(self) -> None:
         """Let go of the threads; nothing can be written any more."""
         self._pool.shutdown()
+        mark, self._mark = self._mark, None
+        if mark is not None:
+            os.close(mark)
+
+    def _begin(self, arrays: Sequence[ArraySpec], slab_rows: int) -> list[ArraySpec]:
+        """Make the folder, mark it as in use, and choose the arrays that fit."""
+        self.folder.mkdir(parents=True)
+        try:
+            self._mark = mark_open(self.folder)
+            sizes: dict[str, int] = {}
+            slabs: dict[int, int] = {}
+            for spec in arrays:
+                height = spec.slab_rows or slab_rows
+                sizes[spec.name] = array_bytes(spec, chunk_shape(spec.shape, height))
+                if spec.name == VOLUME:
+                    share = sizes[VOLUME] * height // spec.shape[0]
+                    slabs |= dict.fromkeys(range(0, spec.shape[0], height), share)
+            fit = self._space.choose(sizes, slabs)
+        except OSError:
+            self.folder.rmdir()
+            raise
+        self._skipped = frozenset(fit.skipped)
+        return [spec for spec in arrays if spec.name in fit.kept]
 
     def _check_fit(self, name: str, z0: int, slab: NDArray[Any]) -> None:
         array = self._arrays[name]
@@ -232,7 +280,9 @@ class RunOutput:
                 return
             draft = path.with_suffix(".json.part")
             draft.write_text(json.dumps(self.record.as_json()), encoding="utf-8")
+            failpoints.hit("metadata.drafted")
             os.replace(draft, path)
+            failpoints.hit("metadata.replaced")
             self._saved_revision = revision
 
     def _tell(self) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -183,8 +185,14 @@ def available(room: str) -> dict[str, EntryPoint]:
     """
     if room not in ROOMS:
         raise InputError(f"there is no room {room!r}{_hint(room, ROOMS)}")
+    return dict(_registered(room, tuple(sys.path)))
+
+
+@lru_cache(len(ROOMS))
+def _registered(room: str, path: tuple[str, ...]) -> tuple[tuple[str, EntryPoint], ...]:
+    # To look through all that is installed takes longer than a small volume.
     found = entry_points(group=f"ebl_stream.{room}")
-    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
+    return tuple((entry.name, entry) for entry in sorted(found, key=lambda e: e.name))
 
 
 def build(room: str, entry: StageEntry) -> Any:
