@@ -180,7 +180,8 @@ class Preview(_Section):
     """Quick looks between versions, counted in coverage."""
 
     every: float = Field(default=0.05, ge=0, le=1)
-    """Fraction of the promised projections between two previews; 0: no previews."""
+    """Fraction of the promised projections between two previews of a live run, or of a
+    replay that somebody looks at (``ebl-stream look``); 0: no previews."""
     bin: Literal[2, 4] = 4
     """How many times wider the voxels of the preview volume are."""
 

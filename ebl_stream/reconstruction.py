@@ -38,6 +38,9 @@ DISK_REFUSED = frozenset(
 """What ends a run, and may be over soon."""
 
 IDLE_TICK_S = 1.0
+KEPT_RESULTS = 64
+"""Of a service, which has told of them at once."""
+
 FEED_TICK_S = 0.02
 """While frames come that no document announces."""
 
@@ -89,7 +92,7 @@ class Reconstruction:
     ) -> None:
         self.results: dict[str, Result] = {}
         self.put_off: set[str] = set()
-        """Live: uids of runs that the disk ended; they can be begun anew."""
+        """Live: uids of runs that the disk or the GPU ended; they can be begun anew."""
         self.profile = profile
         self.rooms = Rooms.furnish(profile)
         self.out = out
@@ -121,6 +124,10 @@ class Reconstruction:
         """Take one document."""
         self._sorter(name, doc)
         self._poll()
+
+    def heard(self, run_uid: str) -> None:
+        """Note that a run's sender lives: a scan may pause for hours."""
+        self._sorter.heard(run_uid)
 
     def tick(self) -> None:
         """Let time pass: take frames, close runs that stopped early or fell silent."""
@@ -257,6 +264,8 @@ class Run:
     def _finish(self, session: Session, result: Result) -> None:
         house = self._house
         house.results[result.run_uid] = result
+        while house.live and len(house.results) > KEPT_RESULTS:
+            del house.results[next(iter(house.results))]
         if house.centers and result.rotation_center_source == "measured":
             house.centers.remember(result.rotation_center)
         session.close()
@@ -265,11 +274,17 @@ class Run:
     def _give_up(self, error: Exception) -> None:
         session, self._session = self._session, None
         self._house.fed.pop(self._run_uid, None)
+        expected = isinstance(error, InputError | OSError)
         if self._house.live:
-            expected = isinstance(error, InputError | OSError)
             log.error("this run ended: %s", error, exc_info=not expected)
         if self._house.live and _disk_refused(error):
-            self._put_off(session, error)
+            self._put_off(session, f"{error}; the run goes on when the disk takes it")
+        elif self._house.live and self._house.accumulators is not None and not expected:
+            # Imported only where a GPU is used: CuPy takes its time.
+            from ebl_stream.gpu.choice import give_up
+
+            give_up(f"{type(error).__name__}: {error}")
+            self._put_off(session, f"{error}; the run is begun anew on the CPU")
         elif session is not None:
             try:
                 session.fail(str(error))
@@ -282,13 +297,12 @@ class Run:
         elif self._house.on_progress is not None:
             self._house.on_progress(Progress.never_began(self._run_uid, str(error)))
 
-    def _put_off(self, session: Session | None, error: Exception) -> None:
+    def _put_off(self, session: Session | None, message: str) -> None:
         house = self._house
         house.put_off.add(self._run_uid)
         if session is None:
             return
         if house.on_progress is not None:
-            message = f"{error}; the run goes on when the disk takes it"
             house.on_progress(session.progress("running", message))
         session.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ebl_stream.sources.listener import Listener
@@ -29,6 +29,9 @@ class Shelf:
             return False
         self.taken.append(document)
         return True
+
+    def heard(self, run_uids: Iterable[str]) -> None:
+        """Nobody waits for them."""
 
     def commit(self) -> None:
         if self.fail_commit:

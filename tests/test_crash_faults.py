@@ -20,7 +20,9 @@ from campaign.house import PATIENCE_S, House, until, volume
 from campaign.kills import SAME
 from campaign.scan import SETTINGS, Detector, Doors, paced
 
-from ebl_stream import profile_file
+from ebl_stream import profile_file, reconstruction
+from ebl_stream.gpu import choice
+from ebl_stream.numerics.accumulate import Accumulator
 from ebl_stream.publish import chunks
 from ebl_stream.publish.attempts import Attempts
 from ebl_stream.reconstruction import Reconstruction
@@ -259,6 +261,38 @@ def test_results_that_cannot_be_written_are_made_when_they_can(
     print(f"door while results cannot be written: {doors.figures()}")
     is_full.clear()
     assert_good(indoors, uid)  # type: ignore[arg-type]
+
+
+class FailingGpu(Accumulator):
+    """Stands for a device that runs out of memory within the scan."""
+
+    n_added = 0
+
+    def add(self, *arguments: Any, **options: Any) -> None:
+        FailingGpu.n_added += 1
+        if FailingGpu.n_added == 4:
+            raise MemoryError("out of memory allocating 1 GiB on the device")
+        super().add(*arguments, **options)
+
+
+def test_a_gpu_that_fails_leaves_the_run_to_the_cpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def device(_: Any) -> Any:
+        return None if choice.best_device()[1].startswith("no GPU any") else FailingGpu
+
+    monkeypatch.setattr(choice, "_failed", [])
+    monkeypatch.setattr(reconstruction, "_accumulators", device)
+    monkeypatch.setenv("EBL_STREAM_AUDIT", str(folder))
+    house = Indoors(folder)
+    try:
+        uid = scan_with(house, lambda: None)  # type: ignore[arg-type]
+        assert_good(house, uid)  # type: ignore[arg-type]
+    finally:
+        house.end()
+    assert FailingGpu.n_added == 4
+    assert "out of memory" in caplog.text
+    assert choice.best_device()[1].startswith("no GPU any more, it failed: MemoryError")
 
 
 def test_a_listener_that_dies_is_noticed(

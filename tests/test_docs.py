@@ -23,8 +23,8 @@ import yaml
 from pydantic import BaseModel
 from tiled.client import from_uri
 
+from ebl_stream import profile, stages
 from ebl_stream import profile_file as profiles
-from ebl_stream import stages
 from ebl_stream.cli.commands import cli
 from ebl_stream.frames import Kind
 from ebl_stream.profile import ROOMS, Profile
@@ -240,7 +240,7 @@ def as_yaml(value: Any) -> str:
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
     """Return what the strings below a model's fields say."""
-    source = Path(profiles.__file__).read_text(encoding="utf-8")
+    source = Path(profile.__file__).read_text(encoding="utf-8")
     (body,) = [
         node.body
         for node in ast.parse(source).body
@@ -250,7 +250,7 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
     for field, text in pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
             words = ast.literal_eval(text.value)
-            said[ast.unparse(field.target)] = words.replace("``", "`")
+            said[ast.unparse(field.target)] = " ".join(words.split()).replace("``", "`")
     return said
 
 

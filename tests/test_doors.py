@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,9 @@ class Shelf:
     def take(self, packed: bytes) -> bool:
         self.taken.append(unpack(packed))
         return True
+
+    def heard(self, run_uids: Iterable[str]) -> None:
+        pass
 
     def commit(self) -> None:
         pass
@@ -314,7 +317,8 @@ def test_a_service_is_started_found_and_started_again(
     camera = Camera(name="camera")
     (uid,) = engine(plan())
     assert live.flush(TIMEOUT_S), live
-    assert live.service_pid not in (None, first)
+    # It takes documents a moment before it is found by its name.
+    until(lambda: live.service_pid not in (None, first))
     journals = sorted((tmp_path / "out" / "journal").glob(f"*-{uid[:8]}*.ebldocs"))
     seen = {
         doc["seq_num"]

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from consumer import GRACE_S, SILENCE_S, Alarms, Consumer, check
 from expected import Expectations
+from fuzz_sizes import scaled
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from telling import Document, Oddity, Teller
 
-CAMPAIGN = os.environ.get("EBL_STREAM_CAMPAIGN") == "1"
-STREAMS = 20_000 if CAMPAIGN else 500
+CAMPAIGN = "EBL_STREAM_CAMPAIGN" in os.environ
+STREAMS = scaled(500, 20_000)
 
 NONSENSE: tuple[Document, ...] = (
     ("event", {"descriptor": "nobody's"}),

@@ -56,6 +56,7 @@ class Notebook:
         self.trouble: dict[str, BaseException] = {}
         self.poison: set[str] = set()
         self.closed = False
+        self.heard_of: set[str] = set()
 
     def __call__(self, name: str, doc: dict[str, Any]) -> None:
         assert self.gate.wait(TIMEOUT_S)
@@ -69,6 +70,9 @@ class Notebook:
             self.on_progress(Said(run_uid=run_uid, state="running"))
         if name == "stop":
             self.results[str(run_uid)] = Said(run_uid=run_uid, state="complete")
+
+    def heard(self, run_uid: str) -> None:
+        self.heard_of.add(run_uid)
 
     def tick(self) -> None:
         pass
@@ -155,6 +159,19 @@ def run(uid: str, n: int = 5, values: Any = 1.0) -> list[tuple[str, dict[str, An
 def send(door: Callable[[str, Any], None], all_documents: Any) -> None:
     for name, doc in all_documents:
         door(name, doc)
+
+
+def test_a_run_that_pauses_is_heard_of_as_long_as_its_door_lives(bench) -> None:
+    desk = bench()
+    send(desk.door.send, run("aaaaaaaa-1")[:4])
+    for _ in range(2):
+        desk.notebook.heard_of.clear()
+        until(lambda: desk.notebook.heard_of == {"aaaaaaaa-1"})
+    desk.door.close()
+    time.sleep(1.5)  # a last ping may be on its way
+    desk.notebook.heard_of.clear()
+    time.sleep(2.5)
+    assert not desk.notebook.heard_of
 
 
 def test_every_run_has_its_journal_and_result(bench) -> None:

@@ -51,7 +51,7 @@ class Ledger:
         self._repeated: Counter[str] = Counter()
         self._owed_elsewhere = np.zeros(0, bool)
         self._promised = 0
-        self._closed = False
+        self._closed = self._failed = False
         self.n_orphan = 0
 
     def promise(self, n: int | None) -> None:
@@ -94,6 +94,10 @@ class Ledger:
     def close(self) -> None:
         """From now on, what was owed and not announced is missing."""
         self._closed = True
+
+    def give_up(self) -> None:
+        """The run failed: what is in flight stays there, for no fault of the books."""
+        self._failed = True
 
     def missing(self) -> NDArray[np.int64]:
         """Return indices that are owed and were never announced, sorted."""
@@ -156,7 +160,7 @@ class Ledger:
         alarm = None
         if residue:
             alarm = f"{abs(residue)} frames are in the books that nobody announced"
-        elif self._closed and in_flight:
+        elif self._closed and in_flight and not self._failed:
             alarm = f"{in_flight} announced frames are neither used nor named"
         if alarm is not None and alarm != self._alarm:
             log.error("%s: %s; this is a fault of the software", self._name, alarm)
@@ -227,3 +231,8 @@ class Ledgers:
         """From now on, what was owed and not announced is missing."""
         for ledger in self._by_kind.values():
             ledger.close()
+
+    def give_up(self) -> None:
+        """The run failed: what is in flight stays there."""
+        for ledger in self._by_kind.values():
+            ledger.give_up()

@@ -105,6 +105,11 @@ class ReferenceFrames:
             kept.close()
 
     @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Rows and columns of flats, else of darks; None before there are any."""
+        return self._shape.get(Kind.FLAT) or self._shape.get(Kind.DARK)
+
+    @property
     def n_flats(self) -> int:
         """Flats received."""
         return len(self._kept[Kind.FLAT])

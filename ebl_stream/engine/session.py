@@ -107,6 +107,7 @@ class Session:
         self._memory: MemoryPlan | None = None
         self._shape: tuple[int, int] | None = None
         self._dtype: np.dtype[Any] | None = None
+        self._odd_shape: tuple[int, ...] | None = None
         self._unseen: str | None = None
         self._since_settle = 0
         self._next_index = 0
@@ -168,6 +169,8 @@ class Session:
         """Say why a projection cannot be used, if so."""
         image = frame.image
         if self._shape is None:
+            if self._is_odd(image.shape):
+                return "wrong_shape"
             self._shape, self._dtype = image.shape, image.dtype
             if self._sum is None or self._sum.image_shape != image.shape:
                 self._begin(image)
@@ -181,6 +184,12 @@ class Session:
                 return "non_finite"
             self.n_repaired += n_bad
         return None if image.any() else "blank"
+
+    def _is_odd(self, shape: tuple[int, ...]) -> bool:
+        """Whether the first projection is not like the flats: the next one decides."""
+        known = self._references.shape
+        first, self._odd_shape = self._odd_shape, shape
+        return known is not None and shape != known and shape != first
 
     def _projection(self, frame: Frame) -> None:
         projections = self._projections()
@@ -448,6 +457,7 @@ class Session:
 
     def fail(self, message: str) -> None:
         """Publish that the run failed, and why."""
+        self._ledgers.give_up()
         try:
             if self._views.version:
                 self._views.output.finish("failed", {"reason": message})

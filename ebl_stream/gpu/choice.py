@@ -12,6 +12,13 @@ from ebl_stream.gpu.cupy_device import CupyDevice
 from ebl_stream.gpu.device import Device
 from ebl_stream.gpu.raw import RawGpuAccumulator
 
+_failed: list[str] = []
+
+
+def give_up(why: str) -> None:
+    """Use no GPU in this process any more: it failed, and may fail again."""
+    _failed.append(" ".join(why.split())[:200])
+
 
 def best_device() -> tuple[Device | None, str]:
     """Return the machine's CUDA device, or none, and one line that says why.
@@ -23,6 +30,8 @@ def best_device() -> tuple[Device | None, str]:
     reason : str
         The device's name and free memory, or what is missing and what to do.
     """
+    if _failed:
+        return None, f"no GPU any more, it failed: {_failed[0]}"
     try:
         device = CupyDevice()
         try_out(device)

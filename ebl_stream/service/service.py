@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -150,6 +150,10 @@ class Service:
     def commit(self) -> None:
         """Put on disk what was taken."""
         self._journal.commit()
+
+    def heard(self, run_uids: Iterable[str]) -> None:
+        """Note runs whose door lives: a scan may pause for hours."""
+        self.worker.heard(run_uids)
 
     def supervise(self) -> None:
         """Look after the threads; call it now and then.

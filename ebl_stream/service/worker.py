@@ -43,6 +43,10 @@ class Callback(Protocol):
         """Take one document."""
         ...
 
+    def heard(self, run_uid: str) -> None:
+        """Note that a run lives, though it sent no document."""
+        ...
+
     def tick(self) -> None:
         """Let time pass."""
         ...
@@ -112,6 +116,7 @@ class Worker:
         self._open: set[str] = set()  # begun, not ended
         self._ended: set[str] = set(ended)
         self._stopped_at: dict[str, float] = {}
+        self._heard: set[str] = set()
         self._stopping = False
         self._leaving = False
         self._waited_s = 0.0
@@ -154,6 +159,11 @@ class Worker:
             self._n_queued += 1
         self._queue.put(item)
         failpoints.hit("queued")
+
+    def heard(self, run_uids: Iterable[str]) -> None:
+        """Note runs that live, though they sent no document (any thread)."""
+        with self._lock:
+            self._heard.update(run_uids)
 
     @property
     def put_off(self) -> Collection[str]:
@@ -233,11 +243,18 @@ class Worker:
                 self._work(callback, item)
             if time.monotonic() - ticked_at >= _tick_s(callback):
                 ticked_at = time.monotonic()
-                self._guard(None, callback.tick)
+                self._guard(None, lambda: self._tick(callback))
                 self._end_ignored()
             self._report(callback)
         self._guard(None, callback.close)
         self._report(callback)
+
+    def _tick(self, callback: Callback) -> None:
+        with self._lock:
+            heard, self._heard = self._heard, set()
+        for run_uid in heard:
+            callback.heard(run_uid)
+        callback.tick()
 
     def _work(self, callback: Callback, item: _Item) -> None:
         run_uid = item.run_uid

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from ebl_stream.transport.documents import DocumentError
@@ -31,6 +32,10 @@ class Sink(Protocol):
 
     def commit(self) -> None:
         """Make durable what was taken; only then is it acknowledged."""
+        ...
+
+    def heard(self, run_uids: Iterable[str]) -> None:
+        """Note runs whose sender lives, though it has nothing to send."""
         ...
 
 

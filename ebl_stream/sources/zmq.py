@@ -33,6 +33,8 @@ MAX_HELD = 4096
 """Documents of one door that came before an earlier one."""
 MAX_CLIENTS = 256
 MAX_RUNS_TOLD = 32
+LAST_WORDS_S = 0.4
+"""Between the last news and the end of the connection: a door reads every 0.1 s."""
 
 
 @dataclass
@@ -100,6 +102,7 @@ class DoorSource(SocketListener):
         self._asked_for: set[str] = set()  # runs to tell of again
         self._dirty = False
         self._committed_at = 0.0
+        self._told_at = -LAST_WORDS_S
 
     def tell(self, run_uid: str, status: dict[str, Any]) -> None:
         """Send how a run gets on to the doors that ask about it (any thread)."""
@@ -115,6 +118,11 @@ class DoorSource(SocketListener):
                 self._tell_all()
             self._commit(sink)
             self._tell_all()
+            # 0MQ throws away what a door has not read when the connection ends.
+            while time.monotonic() < self._told_at + LAST_WORDS_S:
+                if self._socket.poll(IDLE_POLL_MS):
+                    self._receive(sink)
+                self._tell_all()
         finally:
             if self.address.startswith("ipc://"):
                 Path(self.address[6:]).unlink(missing_ok=True)  # 0MQ leaves it
@@ -162,6 +170,7 @@ class DoorSource(SocketListener):
         client = self._client(head, route)
         if head.kind == wire.PING:
             self._pinged(client, wire.unpack_small(parts[1], list))
+            sink.heard(client.runs)
             self._hand_over_held(sink, client)  # what was refused before
         elif head.kind == wire.DOCUMENT and self.taking:
             self._take_document(sink, client, head.sequence, parts[1])
@@ -231,6 +240,7 @@ class DoorSource(SocketListener):
         for run_uid, packed in news.items():
             self._statuses.pop(run_uid, None)
             self._statuses[run_uid] = packed
+            self._told_at = time.monotonic()
             while len(self._statuses) > MAX_RUNS_TOLD:
                 self._statuses.pop(next(iter(self._statuses)))
         for run_uid in (news.keys() | self._asked_for) & self._statuses.keys():

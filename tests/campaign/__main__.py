@@ -26,6 +26,9 @@ from campaign.soak import soak
 
 TESTS = Path(__file__).parents[1]
 COUNTED = re.compile(r"(\d+) (passed|failed|error)")
+ALL_STREAMS = 20_000
+"""Mutated streams for which their test wants a share of 1."""
+
 ALL_FILES = 2000
 """Fuzzed files for which the fuzz tests want a share of 1."""
 
@@ -131,9 +134,8 @@ def main() -> int:
     if given.mutations:
         say(f"{given.mutations} mutated streams of documents")
         what, log = [str(TESTS / "test_mutations.py")], given.out / "mutations.log"
-        row = tests(
-            "mutations", what, given.mutations, log, N_STREAMS=str(given.mutations)
-        )
+        share = str(given.mutations / ALL_STREAMS)
+        row = tests("mutations", what, given.mutations, log, EBL_STREAM_CAMPAIGN=share)
         table.add(row)
     if given.files:
         say(f"{given.files} fuzzed files, and documents in proportion")

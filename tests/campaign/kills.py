@@ -25,8 +25,6 @@ HIT = {
     "worked": 20,
     "window.kept": 25,
     "settled": 2,
-    "chunk.staged": 3,
-    "chunk.placed": 3,
     "metadata.drafted": 3,
     "metadata.replaced": 3,
     "resume.queued": 9,
