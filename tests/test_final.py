@@ -42,7 +42,7 @@ def test_every_rung_of_the_ladder_gives_the_same_volume(tmp_path, theta, values)
     best = sessions.run(tmp_path, images, theta, **GIVEN, **coarse)
     assert best.metadata["memory"]["rung"] == 1
     rungs = {}
-    for memory in (16e6, 14e6, 11.5e6):
+    for memory in (16.7e6, 15e6, 11.7e6):
         done = sessions.run(tmp_path, images, theta, memory=memory, **GIVEN)
         rungs[done.metadata["memory"]["rung"]] = done
         assert nrmse(done.array(), best.array()) < 1e-5

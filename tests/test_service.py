@@ -174,6 +174,22 @@ def test_a_run_that_pauses_is_heard_of_as_long_as_its_door_lives(bench) -> None:
     assert not desk.notebook.heard_of
 
 
+def test_the_journal_of_a_run_that_failed_is_whole_over_a_restart(bench) -> None:
+    documents = run("aaaaaaaa-1", 6)
+    desk = bench()
+    desk.notebook.trouble["aaaaaaaa-1-1"] = ValueError("nothing comes of it")
+    send(desk.door.send, documents[:5])
+    assert desk.door.wait(TIMEOUT_S)["state"] == "failed"
+    desk.service.stop()
+    again = bench()
+    # The end of the first part once more: its door may not know that it was taken.
+    send(again.door.send, documents[3:])
+    assert again.door.flush(TIMEOUT_S)
+    again.service.stop()
+    assert list(again.journals().values()) == [documents]
+    assert again.notebook.seen == []
+
+
 def test_every_run_has_its_journal_and_result(bench) -> None:
     desk = bench()
     one, other = run("aaaaaaaa-1"), run("bbbbbbbb-2")

@@ -190,12 +190,29 @@ class ServiceJournal:
         return found
 
     def just_ended(self) -> Iterator[bytes]:
-        """Yield the packed documents of runs whose doors may not know they are kept."""
+        """Yield the packed documents of runs whose doors may not know they are kept.
+
+        The journal of a run that ended before its documents did, since it failed, is
+        gone on with: it can be replayed whole.
+        """
         since = time.time() - JUST_S
         for path in self._latest_results():
-            if _modified(path) >= since:
-                for _, _, packed in read_records(path.with_suffix("")):
-                    yield packed
+            if _modified(path) < since:
+                continue
+            journal, fields = path.with_suffix(""), _read_fields(path)
+            for _, _, packed in read_records(journal):
+                yield packed
+            if fields.get("owner") == self._owner:
+                run = OpenRun(str(fields.get("run_uid")), journal, 0.0, -1)
+                self._reread(run)
+                self._paths[run.run_uid] = journal
+                if run.has_stopped:
+                    self._writers.pop(run.run_uid).close()
+                    del self._paths[run.run_uid]
+
+    def is_written(self, run_uid: str) -> bool:
+        """Whether documents of a run that ended still go to its journal."""
+        return run_uid in self._paths
 
     def _latest_results(self) -> list[Path]:
         return sorted(self._folder.glob(f"*{SUFFIX}.ended"), key=_modified)[

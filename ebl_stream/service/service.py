@@ -133,7 +133,7 @@ class Service:
         name, doc = unpack(packed)
         with self._taking:
             run_uid = self._index.run_uid(name, doc)
-            if run_uid in self._ended_before:
+            if run_uid in self._ended_before and not self._journal.is_written(run_uid):
                 return True  # its door was not told before the service ended
             try:
                 kept = self._journal.append(run_uid, packed)
