@@ -233,7 +233,9 @@ class Run(_Section):
     stop_grace_s: float = Field(default=2.0, ge=0, le=3600)
     """How long frames may still come after a stop document that came early."""
     silence_s: float = Field(default=600.0, gt=0)
-    """A run without documents for so long, and without stop, is closed (unknown)."""
+    """A run without stop of which nobody speaks for so long is closed (unknown). The
+    door of a RunEngine speaks of its runs while it lives; over Kafka or 0MQ, only
+    documents count: pauses must be shorter."""
 
 
 class Profile(_Section):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from telling import CENTER, COLUMNS, DARK, FLAT, ROWS, Document, Image, Teller
+from telling import CENTER, DARK, FLAT, Document, Image, Teller
 
 from ebl_stream.stages.reconstruct import Fourier
 
@@ -45,7 +45,6 @@ class Expected:
     """Event numbers by stream and by who told them."""
     uids: set[str] = field(default_factory=set)
     repeats: Counter[str] = field(default_factory=Counter)
-    odd: tuple[int, ...] | None = None
     like: Image | None = None
     """The first frame: others have to look like it."""
     stop: dict[str, Any] | None = None
@@ -102,17 +101,10 @@ class Expected:
         if seq not in self.image or seq not in self.theta:
             return
         image, theta = self.image[seq], self.theta[seq]
-        reason = None
         if self.like is None:
-            known = any(self.n_of(stream) for stream in ("flats", "darks"))
-            if known and image.shape not in ((ROWS, COLUMNS), self.odd):
-                reason = "wrong_shape"  # not like the flats: the next one decides
-            else:
-                self.like = image
-            self.odd = image.shape
-        if reason is not None or self.like is None:
-            pass
-        elif (image.shape, image.dtype) != (self.like.shape, self.like.dtype):
+            self.like = image
+        reason = None
+        if (image.shape, image.dtype) != (self.like.shape, self.like.dtype):
             reason = "wrong_shape"
         elif not math.isfinite(theta):
             reason = "no_angle"

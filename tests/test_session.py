@@ -175,6 +175,23 @@ def test_a_flat_of_the_closed_shutter_does_not_count(raw, run):
     assert metadata["references"]["flats"]["rejected_by"] == {"blank": 1}
 
 
+def test_a_first_frame_unlike_the_flats_spoils_no_other(raw, run):
+    images, theta = raw
+    odd = Frame(0, Kind.PROJECTION, theta[0], images[0, :, :-2])
+    items = [Announced(Kind.PROJECTION, 0, 1), odd, *projections(raw, range(1, 120))]
+    result, volume = run([*REFERENCES, *items, END])
+    assert result.ledger["rejected_by"] == {"wrong_shape": 1}
+    assert result.ledger["used"] == N_ANGLES - 1
+    assert nrmse(volume, batch(raw, np.arange(1, N_ANGLES))) < 1e-5
+
+
+def test_flats_of_another_shape_than_all_frames_are_an_error(raw, run):
+    images, theta = raw
+    cut = images[:, :, :-2], theta
+    with pytest.raises(InputError, match=r"flats have shape .* projections"):
+        run([*REFERENCES, *projections(cut, range(N_ANGLES)), END])
+
+
 def test_bad_frames_are_rejected_with_their_reasons(raw, run):
     images, theta = raw
     images = images.astype(np.float32)
