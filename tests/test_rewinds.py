@@ -354,7 +354,7 @@ def test_a_fly_scan_that_is_paused(tmp_path: Path, defer: bool) -> None:
         camera,
         stage,
         30,
-        rate_hz=60,
+        rate_hz=60 if defer else 20,
         n_flats=8,
         n_darks=0,
         rotation_center=15.5,

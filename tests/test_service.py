@@ -57,6 +57,7 @@ class Notebook:
         self.poison: set[str] = set()
         self.closed = False
         self.heard_of: set[str] = set()
+        self.finishes = True
 
     def __call__(self, name: str, doc: dict[str, Any]) -> None:
         assert self.gate.wait(TIMEOUT_S)
@@ -68,7 +69,7 @@ class Notebook:
         run_uid = doc.get("run_start") or doc.get("uid")
         if name == "start":
             self.on_progress(Said(run_uid=run_uid, state="running"))
-        if name == "stop":
+        if name == "stop" and self.finishes:
             self.results[str(run_uid)] = Said(run_uid=run_uid, state="complete")
 
     def heard(self, run_uid: str) -> None:
@@ -354,6 +355,25 @@ def test_a_run_of_which_nothing_comes_is_answered() -> None:
     worker.stop()
     assert told["count"]["state"] == "ignored"
     assert told["count"]["final"]
+
+
+def test_a_run_that_takes_its_time_is_not_ignored() -> None:
+    told: dict[str, dict[str, Any]] = {}
+    notebook = Notebook(lambda progress: worker._progressed(progress), lambda: False)
+    worker = Worker(
+        lambda *_: notebook, told.__setitem__, max_queue_bytes=1, ignored_after_s=0
+    )
+    for name, doc in run("slow")[:-1]:
+        worker.put("slow", name, doc, 1, None)
+    # Its stop is taken, and then a large volume is made.
+    notebook.finishes = False
+    worker.put("slow", *run("slow")[-1], 1, None)
+    until(lambda: worker.is_idle)
+    time.sleep(2.5)  # more than two ticks
+    assert told["slow"]["state"] == "running"
+    notebook.results["slow"] = Said(run_uid="slow", state="complete")
+    until(lambda: told["slow"]["state"] == "complete")
+    worker.stop()
 
 
 def test_runs_of_a_crash_are_gone_on_with_but_not_for_ever(tmp_path: Path) -> None:

@@ -366,10 +366,12 @@ class Session:
         elif not self._ready(len(self._window)):
             self._assume_air()
         projections.settle()
+        failpoints.hit("settled")
         self._unseen = projections.grids.field.unseen(self._window.theta)
         if self._unseen:
             log.warning("run %s: %s", self.scan.run_uid, self._unseen)
         self._looks.last()
+        failpoints.hit("looked")
 
     def _is_whole(self, closed: Closed) -> bool:
         """Whether everything that was announced is in the volume."""

@@ -116,6 +116,7 @@ class Worker:
         self._open: set[str] = set()  # begun, not ended
         self._ended: set[str] = set(ended)
         self._stopped_at: dict[str, float] = {}
+        self._recognized: set[str] = set()  # something comes of them
         self._heard: set[str] = set()
         self._stopping = False
         self._leaving = False
@@ -183,6 +184,7 @@ class Worker:
         kept_nowhere = [item for item in self._drain() if item.kept is None]
         self._open.clear()
         self._stopped_at.clear()
+        self._recognized.clear()
         self._thread = self._start()
         for item in kept_nowhere:
             self.put(item.run_uid, item.name, item.doc or {}, item.size, None)
@@ -264,7 +266,7 @@ class Worker:
             if run_uid is not None:
                 if item.name == "start" and run_uid not in self._ended:
                     self._open.add(run_uid)
-                if item.name == "stop":
+                if item.name == "stop" and run_uid not in self._recognized:
                     self._stopped_at[run_uid] = time.monotonic()
             if run_uid not in self._ended:
                 self._guard(run_uid, lambda: callback(item.name, _document(item)))
@@ -286,6 +288,7 @@ class Worker:
         status = progress.as_dict()
         run_uid = str(status.get("run_uid"))
         self._stopped_at.pop(run_uid, None)
+        self._recognized.add(run_uid)
         if status.get("state") == "failed":
             self._end(run_uid, status)
         else:
@@ -311,6 +314,7 @@ class Worker:
 
     def _end(self, run_uid: str, status: dict[str, Any]) -> None:
         self._open.discard(run_uid)
+        self._recognized.discard(run_uid)
         self._stopped_at.pop(run_uid, None)
         self._ended.add(run_uid)
         self._tell(run_uid, {**status, "final": True})

@@ -24,7 +24,6 @@ HIT = {
     "queued": 30,
     "worked": 20,
     "window.kept": 25,
-    "settled": 2,
     "metadata.drafted": 3,
     "metadata.replaced": 3,
     "resume.queued": 9,
