@@ -340,12 +340,16 @@ def test_a_fly_scan_that_is_paused(tmp_path: Path, defer: bool) -> None:
         stage = RotationStage()
         camera = TomoDetector(tmp_path, stage, Foam(32, 4, seed=1))
     house = Reconstruction(PROFILE, out=tmp_path / "out", roots=[tmp_path])
-    n_pauses, told = 0, Counter[str]()
+    n_pauses, streams, paused_in = 0, dict[str, str](), list[str]()
 
     def pause_once(name: str, doc: dict[str, Any]) -> None:
-        told[name] += 1
-        # In the flats, or in the projections: two datums, frames and angles, each.
-        if name == "stream_datum" and told[name] == (1 if defer else 5):
+        if name == "descriptor":
+            streams[doc["uid"]] = doc["name"]
+        if name != "stream_datum" or paused_in:
+            return
+        stream = streams[doc["descriptor"]]
+        if defer or stream != "flats":
+            paused_in.append(stream)
             threading.Thread(target=engine.request_pause, args=[defer]).start()
 
     engine.subscribe(house)
