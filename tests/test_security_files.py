@@ -353,6 +353,30 @@ with open_hdf5(path) as file:
 """
 
 
+@pytest.mark.parametrize(
+    "filters", [hdf5plugin.Bitshuffle(cname="lz4"), hdf5plugin.LZ4()]
+)
+def test_a_chunk_that_lies_of_its_size_is_refused(tmp_path, filters):
+    """The filter would write 8 MiB into 8 KiB: that ends the process."""
+    path = tmp_path / "scan.h5"
+    values = np.random.default_rng(0).integers(0, 4000, (6, 32, 64), np.uint16)
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("x", data=values, chunks=(2, 32, 64), **filters)
+        places = [dataset.id.get_chunk_info(i).byte_offset for i in range(3)]
+    with open_hdf5(path) as file:
+        np.testing.assert_array_equal(open_dataset(file, "x", [tmp_path])[:], values)
+    with path.open("r+b") as raw:
+        raw.seek(places[1])
+        assert int.from_bytes(raw.read(8), "big") == 8192
+        raw.seek(places[1] + 5)
+        raw.write(bytes([128]))
+    with (
+        open_hdf5(path) as file,
+        pytest.raises(InputError, match=r"says it has 8396800 bytes, not 8192"),
+    ):
+        open_dataset(file, "x", [tmp_path])
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no compiler for the attack")
 def test_no_filter_is_loaded_from_a_folder(tmp_path):
     """A library in HDF5's plugin folder would be loaded with the first such file."""

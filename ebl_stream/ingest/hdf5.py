@@ -30,6 +30,8 @@ _MAX_TEXT_BYTES = 65_536
 _MAX_OVERHEAD = 1.1
 """How much larger than its values a compressed chunk may be; sound ones are smaller."""
 _MIN_OVERHEAD_BYTES = 4096
+_LZ4, _BITSHUFFLE = 32004, 32008
+"""HDF5 filters."""
 _NOT_FILES = (Path("/proc"), Path("/sys"))
 """What lies there looks like files and is not: reading it may wait for ever."""
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -179,16 +181,36 @@ def _check_chunks(dataset: h5py.Dataset, where: str) -> None:
     n_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     limit = _MAX_OVERHEAD * n_bytes + _MIN_OVERHEAD_BYTES
 
-    def is_bomb(chunk: Any) -> bool | None:
-        return True if chunk.size > limit else None  # anything but None ends it
+    file = _file_of_headers(dataset)
+
+    def is_bad(chunk: Any) -> str | None:
+        if chunk.size > limit:
+            return f"compressed chunks larger than their {n_bytes} bytes"
+        if file is not None:
+            said = int.from_bytes(os.pread(file, 8, chunk.byte_offset), "big")
+            if said != n_bytes:
+                return f"a chunk that says it has {said} bytes, not {n_bytes}"
+        return None  # anything else ends the iteration
 
     try:
-        if dataset.id.chunk_iter(is_bomb):
-            raise InputError(
-                f"{where} has compressed chunks larger than their {n_bytes} bytes"
-            )
+        if bad := dataset.id.chunk_iter(is_bad):
+            raise InputError(f"{where} has {bad}")
     except DAMAGE as error:
         log.debug("%s: its chunks cannot be listed: %s", where, error)
+
+
+def _file_of_headers(dataset: h5py.Dataset) -> int | None:
+    """Return the file, if its chunks begin with their unpacked size.
+
+    The filters believe it: a wrong one makes them write beyond their memory.
+    """
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    code, _, settings, _ = filters[-1]
+    packs = code == _LZ4 or (code == _BITSHUFFLE and any(settings[4:5]))
+    if not packs or dataset.file.userblock_size or dataset.file.driver != "sec2":
+        return None
+    return int(dataset.file.id.get_vfd_handle())
 
 
 def _load_filters(dataset: h5py.Dataset, where: str) -> None:
