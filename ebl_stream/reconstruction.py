@@ -127,7 +127,7 @@ class Reconstruction:
 
     def heard(self, run_uid: str) -> None:
         """Note that a run's sender lives: a scan may pause for hours."""
-        self._sorter.heard(run_uid)
+        self._sorter.is_alive(run_uid)
 
     def tick(self) -> None:
         """Let time pass: take frames, close runs that stopped early or fell silent."""

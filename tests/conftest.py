@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,25 @@ DATA = Path(
         "EBL_STREAM_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"
     )
 )
+
+
+_status = [0]
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Keep what the tests came to."""
+    _status[0] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """End at once: some library of a whole run's crashes an interpreter that ends.
+
+    It does so after the last test and only when all files ran in one process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_status[0])
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,32 @@ def test_time_that_a_reconstruction_takes_silences_nobody() -> None:
     assert ended[1:] == [("next", "unknown")]
 
 
+def test_a_sender_that_lives_keeps_a_run_open_until_its_stop() -> None:
+    now, ended = [0.0], []
+
+    def factory(start: dict[str, Any]) -> Any:
+        def consumer(name: str, doc: dict[str, Any]) -> None:
+            if name == "stop":
+                ended.append(start["uid"])
+
+        return consumer
+
+    sorter = RunSorter(factory, stop_grace_s=2.0, silence_s=600.0, clock=lambda: now[0])
+    for uid in ("paused", "stopped"):
+        sorter("start", {"uid": uid})
+    lost = {"primary": 3}
+    sorter("stop", {"run_start": "stopped", "num_events": lost})
+    for _ in range(1000):
+        now[0] += 1.0
+        for uid in ("paused", "stopped"):
+            sorter.is_alive(uid)
+        sorter.tick()
+    assert ended == ["stopped"]
+    now[0] += 601.0
+    sorter.tick()
+    assert ended == ["stopped", "paused"]
+
+
 def test_a_late_rest_keeps_a_stopped_run_open(line: Line) -> None:
     """The grace is counted from the last document, not from the stop."""
     teller = line.teller(1)

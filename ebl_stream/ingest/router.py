@@ -141,6 +141,11 @@ class RunSorter:
         if run_uid in self._runs:
             self._runs[run_uid].heard_s = self._clock() - self._busy_s
 
+    def is_alive(self, run_uid: str) -> None:
+        """Note that a run's sender lives; once it stopped, that brings nothing more."""
+        if run_uid in self._runs and self._runs[run_uid].stop is None:
+            self.heard(run_uid)
+
     def close(self) -> None:
         """End of the source: release all that is held and end every run."""
         first: Exception | None = None
