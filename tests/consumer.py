@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from expected import Expectations, Expected
 from numpy.typing import NDArray
+from sessions import PLAIN
 from telling import CENTER, COLUMNS, ROWS, Document, Teller
 
 from ebl_stream.frames import Reason
@@ -29,12 +30,9 @@ N = 20
 """Projections of a clean run."""
 PROFILE = load(
     "demo",
-    {
-        "preprocess": ["flat_field", {"minus_log": {"clip": 1e-5}}],
+    PLAIN
+    | {
         "reconstruct": {"fourier": {"padding": "zero"}},
-        "denoise": None,
-        "segment": None,
-        "quantify": None,
         "geometry.rotation_center": CENTER,
         "files.timeout_s": 0.05,
         "refresh.every": 0.5,

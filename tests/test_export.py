@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner
+from disks import small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import replay, run, write
@@ -568,17 +568,6 @@ def test_two_exports_to_one_place_do_not_remove_each_other(out, tmp_path):
         (target / "provenance.json").unlink()
         for file in target.iterdir():
             file.unlink()
-
-
-@contextmanager
-def small_disk(limit):
-    """No file may grow beyond ``limit`` bytes: the kernel's own error."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -2,18 +2,17 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import product
 
 import numpy as np
 import pytest
 import zarr
+from disks import small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiled.client import from_uri
@@ -44,17 +43,6 @@ def slab(value, height=16, dtype="float32"):
 
 def on_disk(output):
     return json.loads((output.folder / "metadata.json").read_text())
-
-
-@contextmanager
-def small_disk(limit):
-    """No file may grow beyond ``limit`` bytes: the kernel's own error."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_constructor_creates_nothing(tmp_path):

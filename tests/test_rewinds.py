@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ophyd import Signal
 from ophyd.sim import SynAxis
 from ophyd_async.core import init_devices
+from sessions import PLAIN
 from step_detector import BrokenShutterError, StepDetector
 from telling import CENTER, GOLDEN
 
@@ -39,12 +40,9 @@ PATTERNS = 200 if CAMPAIGN else 20
 ANGLES = 24
 PROFILE = load(
     "demo",
-    {
-        "preprocess": ["flat_field", {"minus_log": {"clip": 1e-5}}],
+    PLAIN
+    | {
         "reconstruct": {"fourier": {"padding": "zero"}},
-        "denoise": None,
-        "segment": None,
-        "quantify": None,
         "geometry.rotation_center": CENTER,
         "keys.theta_unit": "rad",
         "files.timeout_s": 0.2,

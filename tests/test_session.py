@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 from reference import nrmse, nufft_fbp
+from sessions import PLAIN
 
 from ebl_stream import profile_file as profiles
 from ebl_stream.engine.rooms import Rooms
@@ -21,12 +22,6 @@ from ebl_stream.stages.reconstruct import Fourier
 N_COLUMNS, N_ROWS, N_ANGLES = 64, 6, 120
 CENTER = (N_COLUMNS - 1) / 2 + 1.5
 GOLDEN = np.pi * (np.sqrt(5) - 1) / 2
-PLAIN = {
-    "preprocess": ["flat_field", {"minus_log": {"clip": 1e-5}}],
-    "denoise": None,
-    "segment": None,
-    "quantify": None,
-}
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +83,18 @@ class TiledOption(click.ParamType):
         return str(value)
 
 
-out_option = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_OUT,
-    show_default=True,
-    help="Folder of the results; an existing result is never overwritten.",
-)
-results_option = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_OUT,
-    show_default=True,
-    help="Folder of the results.",
-)
+def _out(words: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=DEFAULT_OUT,
+        show_default=True,
+        help=words,
+    )
+
+
+out_option = _out("Folder of the results; an existing result is never overwritten.")
+results_option = _out("Folder of the results.")
 tiled_option = click.option(
     "--tiled",
     type=TiledOption(),

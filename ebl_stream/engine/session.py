@@ -13,10 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from ebl_stream import audit, failpoints
 from ebl_stream.engine.field import Field
+from ebl_stream.engine.fitness import Fitness
 from ebl_stream.engine.grids import Grids, MakeAccumulator
 from ebl_stream.engine.ledger import Ledgers
 from ebl_stream.engine.looks import Facts, Looks
@@ -40,7 +39,6 @@ from ebl_stream.frames import (
     Image,
     Item,
     Kind,
-    Reason,
     Scan,
 )
 from ebl_stream.numerics.fourier_plan import FEWEST_COLUMNS
@@ -94,6 +92,7 @@ class Session:
         self._profile = profile
         self._rooms = rooms
         self._references = ReferenceFrames()
+        self._fitness = Fitness()
         keyed = profile.keys.image_key is not None
         self._ledgers = Ledgers(shared_index=keyed, run_uid=scan.run_uid)
         self._ledgers[Kind.PROJECTION].promise(scan.n_projections)
@@ -105,16 +104,12 @@ class Session:
         self._accumulators = accumulators
         self._looks: Looks | None = None
         self._memory: MemoryPlan | None = None
-        self._shape: tuple[int, int] | None = None
-        self._dtype: np.dtype[Any] | None = None
-        self._odd_shape: tuple[int, ...] | None = None
         self._unseen: str | None = None
         self._since_settle = 0
         self._next_index = 0
         self._first: float | None = None
         self._last: float | None = None
         self._begun = time.monotonic()
-        self.n_repaired = 0
         self._on_progress = on_progress
 
     # ------------------------------------------------------------------ items in
@@ -143,7 +138,10 @@ class Session:
             return
         self._last = time.monotonic()
         self._first = self._first or self._last
-        reason = self._unusable(frame)
+        reason = self._fitness.of_projection(frame, self._references.shape)
+        known = self._sum.image_shape if self._sum is not None else None
+        if self._fitness.shape not in (None, known):
+            self._begin(frame.image)
         if reason is not None:
             self._ledgers[frame.kind].reject(frame.index, reason)
             return
@@ -151,11 +149,7 @@ class Session:
         self._projection(frame)
 
     def _reference(self, frame: Frame) -> None:
-        reason: Reason | None = None
-        if not np.isfinite(frame.image).any():
-            reason = "non_finite"
-        elif frame.kind is Kind.FLAT and not frame.image.any():
-            reason = "blank"  # the shutter was closed
+        reason = self._fitness.of_reference(frame)
         if reason is not None:
             self._ledgers[frame.kind].reject(frame.index, reason)
             return
@@ -164,32 +158,6 @@ class Session:
         if self._sum is None:
             # Before the first projection: memory is made ready meanwhile.
             self._begin(frame.image)
-
-    def _unusable(self, frame: Frame) -> Reason | None:
-        """Say why a projection cannot be used, if so."""
-        image = frame.image
-        if self._shape is None:
-            if self._is_odd(image.shape):
-                return "wrong_shape"
-            self._shape, self._dtype = image.shape, image.dtype
-            if self._sum is None or self._sum.image_shape != image.shape:
-                self._begin(image)
-        if image.shape != self._shape or image.dtype != self._dtype:
-            return "wrong_shape"
-        if not np.isfinite(frame.theta):
-            return "no_angle"
-        if image.dtype.kind == "f":
-            n_bad = image.size - np.count_nonzero(np.isfinite(image))
-            if n_bad > image.size / 2:
-                return "non_finite"
-            self.n_repaired += n_bad
-        return None if image.any() else "blank"
-
-    def _is_odd(self, shape: tuple[int, ...]) -> bool:
-        """Whether the first projection is not like the flats: the next one decides."""
-        known = self._references.shape
-        first, self._odd_shape = self._odd_shape, shape
-        return known is not None and shape != known and shape != first
 
     def _projection(self, frame: Frame) -> None:
         projections = self._projections()
@@ -289,8 +257,7 @@ class Session:
         projections = self._projections()
         if projections.references is not None or not self._rooms.needs_references:
             return True
-        assert self._shape is not None  # noqa: S101
-        projections.references = self._references.measured(self._shape)
+        projections.references = self._references.measured(projections.image_shape)
         if projections.references is None:
             promised = self._ledgers[Kind.PROJECTION].n_promised
             if n < max(BLOCK, ASSUME_AIR_AFTER * promised):
@@ -355,10 +322,10 @@ class Session:
     def _last_look(self) -> None:
         """Make the final volume: late flats, best center, balanced halves."""
         projections = self._projections()
-        assert self._shape is not None  # noqa: S101
         assert self._looks is not None  # noqa: S101
         needed = self._rooms.needs_references
-        best = self._references.measured(self._shape) if needed else None
+        shape = projections.image_shape
+        best = self._references.measured(shape) if needed else None
         if best is None and needed and projections.references is not None:
             best = self._air()  # now of the whole scan
         if best is not None and not best.same(projections.references):
@@ -408,7 +375,7 @@ class Session:
                 "darks": self._ledgers[Kind.DARK].report(used[Kind.DARK]),
             },
             "rotation_center": self.center.as_dict(),
-            "repaired_pixels": self.n_repaired,
+            "repaired_pixels": self._fitness.n_repaired,
             "memory": self._memory.as_dict() if self._memory else None,
             "truncated": self._looks.truncated if self._looks else None,
             "unseen": self._unseen,

@@ -78,7 +78,6 @@ class GpuAccumulator:
         self._spreader = Spreader(self._memory)
         self._spreader.ring(np.dtype(frames))
         self._look = Look(self._memory)
-        self._less: GpuAccumulator | None = None
         self._sampled: dict[bool, tuple[object, Sampling]] = {}
         self.prepare()
         self.reset()
@@ -304,32 +303,32 @@ class GpuAccumulator:
                 f"out must be float32 {shape}, not {out.dtype} {out.shape}"
             )
         terms = self._terms(signs)
-        if less is not None:
-            terms += [(grid, -sign) for grid, sign in self._spread(less)]
+        # Held until the slices are made, and no longer: it is half of these grids.
+        taken = None if less is None else self._spread(less)
+        if taken is not None:
+            terms += [(g, -w) for g, w in taken._terms((1, 1))]  # noqa: SLF001
         whole = out if out.flags.c_contiguous else np.empty(shape, np.float32)
         self._look.slices(terms, sampling, whole)
         if whole is not out:
             out[:] = whole
         return out
 
-    def _spread(self, less: Common) -> list[Term]:
-        """Return a grid of what every projection has too much; good until the next."""
+    def _spread(self, less: Common) -> GpuAccumulator:
+        """Return a grid of what every projection has too much."""
         check_common(less, self.plan, self.n_rows, self.rotation_center)
-        if self._less is None:
-            self._less = GpuAccumulator(
-                self.plan,
-                self.n_rows,
-                self.rotation_center,
-                halves=False,
-                device=self._memory.device,
-            )
-        self._less.reset(self.rotation_center)
+        one = GpuAccumulator(
+            self.plan,
+            self.n_rows,
+            self.rotation_center,
+            halves=False,
+            device=self._memory.device,
+        )
         theta, weights = less.fan.theta, less.fan.weights
         shares = np.stack([weights, np.zeros_like(weights)], 1)
         values = np.broadcast_to(less.profile, (len(theta), *less.profile.shape))
-        self._less.add(values, theta, shares)
-        self._less.synchronize()
-        return self._less._terms((1, 1))  # noqa: SLF001  (of the same class)
+        one.add(values, theta, shares)
+        one.synchronize()
+        return one
 
     def _terms(self, signs: tuple[int, int]) -> list[Term]:
         """Return A and B times their signs; without those of sign 0."""
