@@ -11,7 +11,7 @@ import pytest
 from consumer import GRACE_S, SILENCE_S, Line, N, metadata_of, volume_of, whole
 from telling import COLUMNS, ROWS, Document, Teller
 
-from ebl_stream.ingest.held import HeldDocuments
+from ebl_stream.ingest.held import Arrived, HeldDocuments
 from ebl_stream.ingest.router import MAX_OPEN, RunSorter
 
 
@@ -285,13 +285,45 @@ def test_a_stream_that_would_be_read_otherwise_is_refused(
 # ------------------------------------------------------------------------- details
 
 
+def test_what_waited_goes_on_in_the_order_in_which_it_came() -> None:
+    """The last exposure of a number counts, whatever each of them waited for."""
+    told: list[tuple[str, Any]] = []
+
+    def consumer(name: str, doc: dict[str, Any]) -> None:
+        told.append((name, doc.get("data")))
+
+    sorter = RunSorter(lambda start: consumer)
+    key = {"dtype": "number", "shape": [], "source": "test"}
+
+    def descriptor(uid: str) -> Document:
+        doc = {"uid": uid, "run_start": "r", "name": "primary", "time": 0.0}
+        return "descriptor", doc | {"data_keys": {"x": key}}
+
+    def event(uid: str, of: str, value: int) -> Document:
+        doc = {"uid": uid, "descriptor": of, "seq_num": 1, "time": 0.0}
+        return "event", doc | {"data": {"x": value}, "timestamps": {"x": 0.0}}
+
+    for name, doc in (
+        descriptor("one"),
+        event("a", "two", 1),
+        event("b", "one", 2),
+        event("c", "two", 3),
+        descriptor("two"),
+        event("d", "one", 4),
+        ("start", {"uid": "r", "time": 0.0}),
+    ):
+        sorter(name, doc)
+    assert [data["x"] for name, data in told if name == "event"] == [2, 1, 3, 4]
+
+
 def test_held_documents_are_bounded_and_counted() -> None:
     held, token = HeldDocuments(3, 10**6), ("run", "r")
-    gone = [held.hold("event", {"k": k}, token, None, 0.0) for k in range(5)]
-    assert [doc.doc["k"] for some in gone for doc in some] == [0, 1]
-    assert [doc.doc["k"] for doc in held.release(token)] == [2, 3, 4]
+    events = [Arrived(k, "event", {"k": k}) for k in range(5)]
+    gone = [held.hold(event, token, None, 0.0) for event in events]
+    assert [each.arrived for some in gone for each in some] == events[:2]
+    assert [each.arrived for each in held.release(token)] == events[2:]
     assert (len(held), held.n_bytes) == (0, 0)
     big = {"data": {"image": np.zeros(600_000, np.uint8)}}
-    assert held.hold("event", big, token, None, 0.0) == []
-    assert len(held.hold("event", big, token, None, 0.0)) == 1
+    assert held.hold(Arrived(5, "event", big), token, None, 0.0) == []
+    assert len(held.hold(Arrived(6, "event", big), token, None, 0.0)) == 1
     assert len(held) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,20 @@ import numpy as np
 from ebl_stream.ingest.referents import Token
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class Arrived:
+    """A document, and the how manieth it was: others have this order, too."""
+
+    number: int
+    name: str = field(compare=False)
+    doc: dict[str, Any] = field(compare=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """A document that waits."""
 
-    name: str
-    doc: dict[str, Any]
+    arrived: Arrived
     needs: Token
     run_uid: str | None
     """Known where only a part of what it refers to is missing."""
@@ -39,7 +47,6 @@ class HeldDocuments:
         self._max_bytes = max_bytes
         self._held: OrderedDict[int, Held] = OrderedDict()
         self._waiting: dict[Token, list[int]] = {}
-        self._n_ever = 0
         self.n_bytes = 0
         """Estimated memory of what is held."""
 
@@ -48,15 +55,14 @@ class HeldDocuments:
 
     def hold(
         self,
-        name: str,
-        doc: dict[str, Any],
+        arrived: Arrived,
         needs: Token,
         run_uid: str | None,
         since_s: float,
     ) -> list[Held]:
         """Take a document in; return those that had to go for it."""
-        number = self._n_ever = self._n_ever + 1
-        held = Held(name, doc, needs, run_uid, since_s, document_bytes(doc))
+        number = arrived.number
+        held = Held(arrived, needs, run_uid, since_s, document_bytes(arrived.doc))
         self._held[number] = held
         self._waiting.setdefault(needs, []).append(number)
         self.n_bytes += held.n_bytes
@@ -68,13 +74,13 @@ class HeldDocuments:
         return gone
 
     def release(self, token: Token) -> list[Held]:
-        """Return what waited for a token, the first to come first."""
+        """Return what waited for a token."""
         return [self._take(number) for number in list(self._waiting.get(token, ()))]
 
     def release_run(self, run_uid: str) -> list[Held]:
-        """Return what waits and is known to be of a run."""
+        """Return what waits and is known to be of a run, the first to come first."""
         of_run = [n for n, held in self._held.items() if held.run_uid == run_uid]
-        return [self._take(number) for number in of_run]
+        return [self._take(number) for number in sorted(of_run)]
 
     def release_older(self, since_s: float) -> Iterator[Held]:
         """Yield what has waited since then or longer."""

@@ -7,16 +7,17 @@ Every run ends with a stop document: where none comes, one is written here.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ebl_stream.ingest.admission import Admission, Refusal, refers_to
-from ebl_stream.ingest.held import Held, HeldDocuments
+from ebl_stream.ingest.held import Arrived, Held, HeldDocuments
 from ebl_stream.ingest.ranges import RangeSet
 from ebl_stream.ingest.referents import Referent, Token, referent, same, token_of
 
@@ -102,7 +103,9 @@ class RunSorter:
         self._gone: OrderedDict[Token, _Ended] = OrderedDict()
         self._held = HeldDocuments(max_held, max_held_bytes)
         self._admit = Admission()
-        self._queue: deque[tuple[str, dict[str, Any]]] = deque()
+        self._queue: list[Arrived] = []
+        """A heap: what waited goes on in the order in which it came, whatever for."""
+        self._n_arrived = 0
 
     def __call__(self, name: str, doc: dict[str, Any]) -> None:
         """Take one document; raises only what a consumer raises."""
@@ -110,7 +113,8 @@ class RunSorter:
             if isinstance(admitted, Refusal):
                 self._tell_refused(admitted, doc)
             else:
-                self._queue.append(admitted)
+                self._n_arrived += 1
+                heapq.heappush(self._queue, Arrived(self._n_arrived, *admitted))
         with self._working():
             self._work()
 
@@ -175,9 +179,10 @@ class RunSorter:
 
     def _work(self) -> None:
         while self._queue:
-            name, doc = self._queue.popleft()
+            arrived = heapq.heappop(self._queue)
+            name, doc = arrived.name, arrived.doc
             try:
-                target = self._place(name, doc)
+                target = self._place(arrived)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 log.warning("malformed %s ignored: %r", name, error)
                 continue
@@ -187,8 +192,9 @@ class RunSorter:
                 self._deliver(target, name, doc)
         self._finish_complete()
 
-    def _place(self, name: str, doc: dict[str, Any]) -> _Run | None:
+    def _place(self, arrived: Arrived) -> _Run | None:
         """Return the run that a document goes to now; else hold or ignore it."""
+        name, doc = arrived.name, arrived.doc
         run: _Run | None = None
         for token in self._needs(name, doc):
             known = self._known.get(token)
@@ -197,7 +203,7 @@ class RunSorter:
                 if ended is not None:
                     self._ignore(name, doc, ended)
                 else:
-                    self._hold(name, doc, token, run)
+                    self._hold(arrived, token, run)
                 return None
             run = run or self._runs[known.run_uid]
         if run is None or run.rival is None or name not in _REFERENTS:
@@ -310,26 +316,24 @@ class RunSorter:
 
     # --------------------------------------------------------------- what is held
 
-    def _hold(
-        self, name: str, doc: dict[str, Any], needs: Token, run: _Run | None
-    ) -> None:
+    def _hold(self, arrived: Arrived, needs: Token, run: _Run | None) -> None:
         if run is not None:
             run.heard_s = self._now_s
         run_uid = run.uid if run is not None else None
-        for held in self._held.hold(name, doc, needs, run_uid, self._now_s):
+        for held in self._held.hold(arrived, needs, run_uid, self._now_s):
             self._give_up(held)
 
     def _give_up(self, held: Held) -> None:
-        log.warning("%s given up: %s %s never came", held.name, *held.needs)
+        log.warning("%s given up: %s %s never came", held.arrived.name, *held.needs)
         run = self._runs.get(held.run_uid or "")
         if run is not None:
             # Half of it is better than nothing: its frame gets a reason.
-            run.consumer(held.name, held.doc)
+            run.consumer(held.arrived.name, held.arrived.doc)
 
     def _release(self, token: Token | None) -> None:
-        """Put what waited for this to the front of the queue, in its old order."""
-        found = self._held.release(token) if token is not None else []
-        self._queue.extendleft((held.name, held.doc) for held in reversed(found))
+        """Put what waited for this back into the queue, each to its old place."""
+        for held in self._held.release(token) if token is not None else ():
+            heapq.heappush(self._queue, held.arrived)
 
     def _bury(self, token: Token, ended: _Ended) -> None:
         """Remember that documents that refer to this are to be ignored."""
@@ -378,6 +382,6 @@ class RunSorter:
             if token[0] != "datum":
                 self._bury(token, ended)
         for held in found:
-            run.consumer(held.name, held.doc)
+            run.consumer(held.arrived.name, held.arrived.doc)
         if run.stop is not None:
             run.consumer("stop", run.stop)

@@ -26,6 +26,9 @@ from campaign.soak import soak
 
 TESTS = Path(__file__).parents[1]
 COUNTED = re.compile(r"(\d+) (passed|failed|error)")
+OUTCOMES = ("FAILED tests", "ERROR tests")
+"""How pytest names what failed; the log of a failed test has lines of its own."""
+
 ALL_STREAMS = 20_000
 """Mutated streams for which their test wants a share of 1."""
 
@@ -64,7 +67,7 @@ def tests(part: str, what: list[str], n: int, log: Path, **variables: str) -> Ro
     )
     log.write_text(done.stdout + done.stderr)
     lines = done.stdout.splitlines()
-    failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    failures = [line for line in lines if line.startswith(OUTCOMES)]
     if done.returncode and not failures:
         failures = [lines[-1] if lines else done.stderr[-200:]]
     counts = dict(
