@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+from pathlib import Path
 from typing import Any, NoReturn
 
 MAX_BYTES = 64 * 2**20
@@ -39,6 +42,31 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Any:
         raise JsonError(f"not JSON: {str(error)[:100]}") from None
     _require_shallow(value)
     return value
+
+
+def load(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
+    """Read a JSON file; raises as `read` and `loads` do."""
+    return loads(read(path, max_bytes=max_bytes), max_bytes=max_bytes)
+
+
+def read(path: Path, *, max_bytes: int) -> bytes:
+    """Read a file that somebody else may have put there; never waits.
+
+    Raises
+    ------
+    OSError
+        It is not there, may not be read, or is a symbolic link.
+    JsonError
+        It is a pipe, a device or a folder, or larger than ``max_bytes``.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise JsonError(f"{path} is not a regular file")
+        if status.st_size > max_bytes:
+            raise JsonError(f"{path}: {status.st_size} bytes, at most {max_bytes}")
+        return file.read(max_bytes)
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def _latest(out: Path, folders: list[Path]) -> Path:
 
 def _content(folder: Path) -> dict[str, Any]:
     try:
-        content = strict_json.loads((folder / "metadata.json").read_bytes())
+        content = strict_json.load(folder / "metadata.json")
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

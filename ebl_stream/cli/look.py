@@ -43,10 +43,8 @@ def find_run(out: Path, run: str | None) -> Path:
 
 def _state(folder: Path) -> str:
     try:
-        return str(
-            strict_json.loads((folder / "metadata.json").read_text()).get("state")
-        )
-    except (OSError, ValueError):
+        return str(strict_json.load(folder / "metadata.json").get("state"))
+    except (OSError, ValueError, AttributeError):
         return "unreadable"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -103,6 +104,10 @@ def write_wishes(folder: Path, wishes: Wishes) -> None:
     OSError
         The folder is not there or cannot be written to.
     """
-    draft = folder / f"{NAME}.part"
-    draft.write_text(wishes.model_dump_json(exclude_none=True), encoding="utf-8")
-    os.replace(draft, folder / NAME)
+    # A name of its own: others may ask at the same time.
+    draft = folder / f"{NAME}.{secrets.token_hex(8)}.part"
+    try:
+        draft.write_text(wishes.model_dump_json(exclude_none=True), encoding="utf-8")
+        os.replace(draft, folder / NAME)
+    finally:
+        draft.unlink(missing_ok=True)

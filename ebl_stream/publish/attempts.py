@@ -18,6 +18,7 @@ from typing import Any
 
 from ebl_stream import failpoints
 from ebl_stream.publish.record import RunRecord, read_record
+from ebl_stream.publish.space import free_bytes
 from ebl_stream.publish.tiled_link import TiledLink
 from ebl_stream.result import Result
 
@@ -41,11 +42,16 @@ class Attempts:
         Holds one folder per processed run.
     link : TiledLink, optional
         Told of what changes.
+    min_free_bytes : int
+        What is to stay free on the disk.
     """
 
-    def __init__(self, out: Path, link: TiledLink | None) -> None:
+    def __init__(
+        self, out: Path, link: TiledLink | None, min_free_bytes: int = 0
+    ) -> None:
         self._out = out
         self._link = link
+        self._min_free_bytes = min_free_bytes
 
     def result(self, run_uid: str, begun: float) -> dict[str, Any] | None:
         """Return what came of a run, if it was written to the end.
@@ -78,6 +84,9 @@ class Attempts:
     def has_room(self) -> bool:
         """Whether the disk takes results again."""
         try:
+            free = free_bytes(self._out)
+            if free is not None and free < self._min_free_bytes + ROOM_BYTES:
+                return False
             with tempfile.TemporaryFile(dir=self._out) as file:
                 file.write(bytes(ROOM_BYTES))
         except OSError:

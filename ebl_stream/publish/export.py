@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from ebl_stream import __version__
 from ebl_stream.errors import InputError
+from ebl_stream.publish.own_zarr import OwnArray
 from ebl_stream.publish.record import ArraySpec, RunRecord, plain, read_record
 
 FORMAT = "ebl_stream.export/1"
@@ -54,7 +54,7 @@ class Volume:
         if not record.slabs(name):
             raise InputError(f"{record.folder}: nothing was written to {name} yet")
         self._path = record.folder / name
-        self._array = self._open()
+        self._own = OwnArray(self._path, self.spec, record.chunks[name])
 
     @property
     def name(self) -> str:
@@ -80,15 +80,6 @@ class Volume:
             )
         return there[name]
 
-    def _open(self) -> Any:
-        try:
-            array: Any = zarr.open_array(self._path, mode="r")
-        except Exception as error:  # whatever zarr makes of a damaged zarr.json
-            raise InputError(f"{self._path} cannot be opened: {error}") from None
-        if array.shape != self.spec.shape or array.dtype != self.dtype:
-            raise InputError(f"{self._path} is not what metadata.json says it is")
-        return array
-
     def __iter__(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield ``(first slice, [z, y, x])``, as high as a chunk.
 
@@ -97,31 +88,34 @@ class Volume:
         InputError
             A part of the slab is missing or damaged; the message says which.
         """
-        step = self._array.chunks[0]
+        step = self._own.chunks[0]
         for z in range(self.z0 - self.z0 % step, self.z1, step):
             first, stop = max(z, self.z0), min(z + step, self.z1)
             self._check_files(first, stop)
             try:
-                values = self._array[first:stop]
+                values = self._own.array[first:stop]
             except Exception as error:  # checksum, decompressor, disk
                 raise self._damaged(first, stop, error) from None
             yield first, values
 
     def _check_files(self, first: int, stop: int) -> None:
         """Chunks that were written must be there: zarr takes a lost one for zeros."""
-        for slab in self.record.slabs(self.name):
-            if slab.z0 < stop and first < slab.z1:
-                for key in self._chunks(first):
-                    if not (self._path / key).exists():
-                        raise self._unreadable(first, stop, f"{key} is lost")
-                return
+        slabs = self.record.slabs(self.name)
+        is_owed = any(slab.z0 < stop and first < slab.z1 for slab in slabs)
+        for key in self._own.keys(first):
+            try:
+                is_there = self._own.check(key)
+            except (OSError, ValueError) as error:
+                raise self._unreadable(first, stop, f"{key} {error}") from None
+            if is_owed and not is_there:
+                raise self._unreadable(first, stop, f"{key} is lost")
 
     def _damaged(self, first: int, stop: int, error: Exception) -> InputError:
         """Find out which chunk it is."""
-        for key in self._chunks(first):
+        for key in self._own.keys(first):
             z, y, x = (int(part) for part in key.split("/")[1:])
             try:
-                self._array.blocks[z, y, x]
+                self._own.array.blocks[z, y, x]
             except Exception as found:
                 return self._unreadable(first, stop, f"{key}: {found}")
         return self._unreadable(first, stop, str(error))
@@ -132,13 +126,6 @@ class Volume:
             f"slices {first}:{stop} of {self._path} are damaged: {why}"
             "\nReconstruct the run again, or export other slices with --rows."
         )
-
-    def _chunks(self, z: int) -> Iterator[str]:
-        dz, dy, dx = self._array.chunks
-        _, ny, nx = self.spec.shape
-        for y in range(-(-ny // dy)):
-            for x in range(-(-nx // dx)):
-                yield f"c/{z // dz}/{y}/{x}"
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def check_target(target: Path, kind: Literal["file", "folder"], force: bool) -> 
 def _says(file: Path, name: str) -> bool:
     """Whether a JSON file says that it is of a format."""
     try:
-        return strict_json.loads(file.read_bytes())["format"] == name
+        return strict_json.load(file)["format"] == name
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

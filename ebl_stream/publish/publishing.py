@@ -10,6 +10,7 @@ import httpx
 
 from ebl_stream.profile import Profile
 from ebl_stream.publish.attempts import Attempts, note_told
+from ebl_stream.publish.space import GB
 from ebl_stream.publish.tiled_link import TiledLink
 from ebl_stream.publish.tiled_server import TiledServer
 
@@ -46,7 +47,8 @@ class Publishing:
                 container=profile.publish.path,
                 on_told=note_told,
             )
-        self.attempts = Attempts(out, self.link)
+        keep_free = round(profile.retention.min_free_gb * GB)
+        self.attempts = Attempts(out, self.link, keep_free)
         self._where = where
         self._began = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,10 @@ import numpy as np
 from ebl_stream import strict_json
 
 FORMAT = "ebl_stream.output/1"
+MAX_ROWS_BYTES = 2**28
+NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+"""Of an array: the folder in which it lies."""
+DTYPE = re.compile(r"[<|]?[fiu][1248]|u?int(8|16|32|64)|float(16|32|64)")
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,7 @@ def read_record(folder: Path) -> RunRecord:
     OSError, ValueError
         The folder is not there, or not one of ours.
     """
-    text = (Path(folder) / "metadata.json").read_text(encoding="utf-8")
-    content = strict_json.loads(text)
+    content = strict_json.load(Path(folder) / "metadata.json")
     if content.pop("format", None) != FORMAT:
         raise ValueError(f"{folder}: metadata.json is not of the format {FORMAT}")
     arrays, slabs = content.pop("arrays"), content.pop("slabs")
@@ -161,17 +165,38 @@ def read_record(folder: Path) -> RunRecord:
         ArraySpec(**{**array, "shape": tuple(array["shape"])})
         for array in arrays.values()
     ]
+    for spec in specs:
+        _require_array(spec, chunks[spec.name])
     state = content.pop("state")
     record = RunRecord(Path(folder).absolute(), specs, chunks, content, state)
     for name, versions in slabs.items():
         for slab in versions:
+            _require_natural(name, slab["z0"], slab["z1"], slab["n_used"])
             record.note(name, Slab(**slab))
     rows = Path(folder) / "quality.jsonl"
     if rows.exists():
         # A process that died within an append leaves a last line without an end.
-        lines = rows.read_text(encoding="utf-8").split("\n")[:-1]
+        text = strict_json.read(rows, max_bytes=MAX_ROWS_BYTES).decode()
+        lines = text.split("\n")[:-1]
         record.add_rows([strict_json.loads(line) for line in lines])
     return record
+
+
+def _require_array(spec: ArraySpec, chunks: tuple[int, ...]) -> None:
+    """Refuse what would lead out of the folder, or is no array of ours."""
+    if not NAME.fullmatch(spec.name):
+        raise ValueError(f"an array cannot have the name {spec.name[:40]!r}")
+    if not len(spec.shape) == len(chunks) == 3 or 0 in (*spec.shape, *chunks):
+        raise ValueError(f"{spec.name}: shape {spec.shape}, chunks {chunks}")
+    _require_natural(spec.name, *spec.shape, *chunks)
+    if not DTYPE.fullmatch(spec.dtype):
+        raise ValueError(f"{spec.name}: values of type {spec.dtype[:40]!r}")
+
+
+def _require_natural(name: str, *numbers: object) -> None:
+    for number in numbers:
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{name}: {str(number)[:40]} where a number is expected")
 
 
 def plain(value: Any) -> Any:

@@ -172,7 +172,7 @@ def _results(out: Path) -> Iterator[Stored]:
         if folder.is_symlink() or folder.name.startswith("."):
             continue
         try:
-            content = strict_json.loads(path.read_bytes())
+            content = strict_json.load(path)
             changed = path.stat().st_mtime
             ours = content["format"] == FORMAT
             run_uid = content.get("start", {}).get("original_run_uid")

@@ -10,9 +10,9 @@ from itertools import product
 from typing import Any
 
 import pyarrow as pa
-import zarr
 
 from ebl_stream import failpoints
+from ebl_stream.publish.own_zarr import OwnArray
 from ebl_stream.publish.record import ArraySpec, RunRecord, Slab
 from ebl_stream.publish.tiled_api import (
     ROW_ID,
@@ -181,13 +181,15 @@ class RunMirror:
         api.notify_patch((*self.path, spec.name), source, (slab.z0, 0, 0), shape)
 
     def _upload(self, api: TiledApi, spec: ArraySpec, slabs: list[Slab]) -> None:
-        array: Any = zarr.open_array(self.record.folder / spec.name, mode="r")
-        box = _box(self.record.chunks[spec.name])
+        chunks = self.record.chunks[spec.name]
+        own = OwnArray(self.record.folder / spec.name, spec, chunks)
+        box = _box(chunks)
         for slab in slabs:
+            own.check_slices(slab.z0, slab.z1)
             for corner in _corners(slab, spec, box):
                 z, y, x = corner
                 stop = min(z + box[0], slab.z1)
-                values = array[z:stop, y : y + box[1], x : x + box[2]]
+                values = own.array[z:stop, y : y + box[1], x : x + box[2]]
                 api.write_region((*self.path, spec.name), values, corner)
 
     def _send_rows(self, api: TiledApi) -> None:

@@ -21,6 +21,7 @@ import httpx
 logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
+HTTP = "ebl_stream.publish.bounded_http:BoundedHttp"
 LONGEST_PAUSE_S = 10.0
 
 # Tiled's /zarr routes ask for no key: whoever reaches them reads every name, all
@@ -229,7 +230,7 @@ class TiledServer:
             "trees": [{"path": "/", "tree": "catalog", "args": catalog}],
             "authentication": {"single_user_api_key": self._key},
             "streaming_cache": {"uri": "memory"},
-            "uvicorn": {"access_log": False, "log_level": "warning"},
+            "uvicorn": {"access_log": False, "log_level": "warning", "http": HTTP},
             "media_types": {"BlueskyRun": {"application/json-seq": exporter}},
         }
 
