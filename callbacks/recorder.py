@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 MEMORY_BYTES = 64 * 2**20
 MAX_OPEN = 16
 LINGER_S = 30.0
+LOOK_EVERY_S = 0.02
+"""The writer looks by itself: waking it would cost the RunEngine's thread."""
 
 
 class DocumentRecorder:
@@ -67,11 +69,10 @@ class DocumentRecorder:
         try:
             packed = pack_leniently(name, doc, self._note, self._buffers)
             run_uid = self._index.run_uid(name, doc) or "unsorted"
-            with self._news:
-                number = self._backlog.end
-                self._runs[number] = (run_uid, time.time(), name == "stop")
-                self._backlog.append(packed)
-                self._news.notify_all()
+            # The writer sees it once it is appended.
+            number = self._backlog.end
+            self._runs[number] = (run_uid, time.time(), name == "stop")
+            self._backlog.append(packed)
         except Exception as error:  # nothing may reach the RunEngine
             self._note("lost", f"a {name} document could not be kept: {error}")
 
@@ -85,9 +86,7 @@ class DocumentRecorder:
         if self._closing or os.getpid() != self._pid:
             return
         atexit.unregister(self.close)
-        with self._news:
-            self._closing = True
-            self._news.notify_all()
+        self._closing = True
         self._thread.join(LINGER_S)
         if len(self._backlog):
             logger.error(
@@ -105,10 +104,11 @@ class DocumentRecorder:
 
     def _write(self) -> None:
         while True:
-            with self._news:
-                self._news.wait_for(lambda: len(self._backlog) or self._closing)
-                if not len(self._backlog):
+            if not len(self._backlog):
+                if self._closing:
                     break
+                time.sleep(LOOK_EVERY_S)
+                continue
             try:
                 self._write_next()
             except Exception as error:  # the thread must outlive any surprise

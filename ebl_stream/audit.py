@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -26,7 +27,10 @@ VARIABLE = "EBL_STREAM_AUDIT"
 class Frames(Protocol):
     """What is asked of a window."""
 
-    indices: list[int]
+    @property
+    def indices(self) -> Sequence[int]:
+        """Index of the frame in each place."""
+        ...
 
     @property
     def applied(self) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import event_model
 import numpy as np
 import pytest
 from hypothesis import given
@@ -202,3 +203,87 @@ def test_what_is_interpolated_is_right(
     steady = [k for k in missing if {k - 1, k + 1} <= known.keys()]
     pairs = any({k, k + 1} <= known.keys() for k in range(39))
     assert set(steady) <= filled.keys() or not pairs
+
+
+# ------------------------------------------------- images that wait for their angle
+
+
+def angles_last(n: int, first: int = 0) -> list[tuple[str, dict[str, Any]]]:
+    """Tell images in events, and only then the angles of those from ``first`` on."""
+    run = event_model.compose_run()
+    names = {"primary": {"image": image_key()}, "angles": {"theta": scalar()}}
+    streams = {
+        name: run.compose_descriptor(name=name, data_keys=keys)
+        for name, keys in names.items()
+    }
+    docs = [("start", run.start_doc)]
+    docs += [("descriptor", one.descriptor_doc) for one in streams.values()]
+
+    def tell(name: str, seq: int, **data: Any) -> None:
+        stamps = dict.fromkeys(data, 0.0)
+        event = streams[name].compose_event(
+            data=data, timestamps=stamps, seq_num=seq, validate=False
+        )
+        docs.append(("event", event))
+
+    for seq, image in enumerate(images(n), 1):
+        tell("primary", seq, image=image)
+    for seq in range(first + 1, n + 1):
+        tell("angles", seq, theta=float(seq))
+    return [*docs, ("stop", run.compose_stop())]
+
+
+def waiting_profile(n_frames: int, **sections: Any) -> Any:
+    window = {"max_bytes": n_frames * images(1)[0].nbytes}
+    return make_profile(window=window, streams={"angles": ["angles"]}, **sections)
+
+
+def test_images_that_wait_for_their_angle_are_within_a_budget() -> None:
+    outcome = assemble(angles_last(9), waiting_profile(4))
+    outcome.check_conserved()
+    lost = {(Kind.PROJECTION, k): "budget" for k in range(5)}
+    assert outcome.rejected == lost
+    np.testing.assert_array_equal(outcome.stack(), images(9)[5:])
+    np.testing.assert_allclose(outcome.theta(), np.radians([6, 7, 8, 9]))
+
+
+def test_within_the_budget_all_of_them_wait() -> None:
+    outcome = assemble(angles_last(9), waiting_profile(9))
+    outcome.check_conserved()
+    assert not outcome.rejected
+    assert len(outcome.frames) == 9
+
+
+def test_a_lost_image_that_comes_again_is_used() -> None:
+    docs = angles_last(9, first=9)
+    image = next(doc for name, doc in docs if name == "event")
+    told = angles_last(9)
+    angle = next(d for n, d in told if n == "event" and "theta" in d["data"])
+    descriptor = docs[2][1]["uid"]
+    docs[-1:-1] = [
+        ("event", image | {"uid": "again"}),
+        ("event", angle | {"descriptor": descriptor}),
+    ]
+    outcome = assemble(docs, waiting_profile(4))
+    assert outcome.frames.keys() == {(Kind.PROJECTION, 0)}
+    assert outcome.repeated == {"superseded": 1}
+    reasons = sorted(outcome.rejected.values())
+    assert reasons == ["budget"] * 5 + ["no_angle"] * 3
+
+
+def test_lost_images_without_a_kind_are_named_when_it_comes() -> None:
+    """Told by the events of the stream itself, once the images are gone."""
+    keys = {"image": image_key(), "theta": scalar(), "kind": scalar()}
+    docs = stepped(images(6), [0.0] * 6, keys=keys)
+    told = [
+        dict(doc, data=doc["data"] | {"kind": 0}) for n, doc in docs if n == "event"
+    ]
+    for doc in told:
+        doc["data"].pop("image")
+        doc["uid"] += "-kind"
+    docs[-1:-1] = [("event", doc) for doc in told]
+    outcome = assemble(docs, waiting_profile(2, keys={"image_key": "kind"}))
+    outcome.check_conserved()
+    lost = {(Kind.PROJECTION, k): "budget" for k in range(4)}
+    assert outcome.rejected == lost
+    assert len(outcome.frames) == 2

@@ -29,6 +29,7 @@ from ebl_stream.callbacks import (
 from ebl_stream.callbacks.live import ServiceKeeper
 from ebl_stream.errors import InputError
 from ebl_stream.service.discovery import ServicePlace
+from ebl_stream.service.priority import NICENESS
 from ebl_stream.sources.zmq import DoorSource
 from ebl_stream.transport.documents import unpack
 from ebl_stream.transport.journal import read_journal
@@ -153,6 +154,28 @@ def test_without_a_service_the_scan_goes_on(
     assert str(door.unsent) in caplog.text
     names = [name for _, name, _ in read_journal(door.unsent)]
     assert names == ["start", "descriptor", *["event"] * 20, "stop"]
+
+
+def n_pauses(thread_name: str) -> int:
+    """Return how often a thread of ours has gone to sleep so far."""
+    (tid,) = [t.native_id for t in threading.enumerate() if t.name == thread_name]
+    status = Path(f"/proc/self/task/{tid}/status").read_text()
+    return int(status.split("voluntary_ctxt_switches:")[1].split()[0])
+
+
+@pytest.mark.parametrize("kind", ["sender", "recorder"])
+def test_a_document_wakes_nobody(kind: str, tmp_path: Path) -> None:
+    """Who is woken amid the scan's call may take the interpreter's lock from it."""
+    absent = f"ipc://{tmp_path}/s"
+    is_recorder = kind == "recorder"
+    door = DocumentRecorder(tmp_path) if is_recorder else DocumentPublisher(absent)
+    before, n = n_pauses(f"ebl-stream-{kind}"), 300
+    for _ in range(n):
+        door("event", {"descriptor": "d", "data": {"theta": 1.0}})
+        time.sleep(0.001)
+    pauses = n_pauses(f"ebl-stream-{kind}") - before
+    door.close()
+    assert pauses < n / 2
 
 
 def test_nothing_is_raised_into_the_scan(shelf: Shelf, tmp_path: Path, caplog) -> None:
@@ -282,8 +305,18 @@ def test_a_wrong_setting_is_refused_before_the_scan(
 
 
 @pytest.fixture
-def own_runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+def own_runtime_folder(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
+
+
+def test_a_place_too_deep_for_a_socket_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 60)
+    deep.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+    with pytest.raises(InputError, match="XDG_RUNTIME_DIR to a folder with a shorter"):
+        LiveReconstruction("demo", out=tmp_path / "out", tiled="none")
 
 
 @pytest.fixture
@@ -301,6 +334,10 @@ def test_a_service_is_started_found_and_started_again(
     until(lambda: live.service_pid is not None)
     first = live.service_pid
     assert first is not None
+    threads = [int(path.name) for path in Path(f"/proc/{first}/task").iterdir()]
+    assert len(threads) > 2
+    level = min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+    assert {os.getpriority(os.PRIO_PROCESS, t) for t in threads} == {level}
     other = LiveReconstruction("demo", out=tmp_path / "out", tiled="none")
     assert other.service_pid == first
     other.close()
@@ -345,7 +382,7 @@ def test_a_service_that_cannot_start_does_not_hurt(
 
 
 def test_a_place_is_private_and_a_dead_service_forgotten(
-    own_runtime_folder: None, tmp_path: Path
+    own_runtime_folder: None, short_path: Path
 ) -> None:
     place = ServicePlace("key")
     assert place.take()
@@ -356,8 +393,8 @@ def test_a_place_is_private_and_a_dead_service_forgotten(
     assert (found.address, found.pid) == ("ipc:///somewhere", os.getpid())
     place.leave()
     assert ServicePlace("key").find() is None
-    (tmp_path / "ebl-stream" / "key.json").write_text('{"address": "old", "pid": 1}')
+    (short_path / "ebl-stream" / "key.json").write_text('{"address": "old", "pid": 1}')
     assert ServicePlace("key").find() is None
-    (tmp_path / "ebl-stream").chmod(0o755)
+    (short_path / "ebl-stream").chmod(0o755)
     with pytest.raises(InputError, match="yours alone"):
         ServicePlace("key")

@@ -163,6 +163,9 @@ def poison(path: str) -> dict[str, bytes]:
         "no JSON": b'["event", {]',
         "an integer that is too long": b'["event", {"a": 1' + b"0" * 5000 + b"}]",
         "an integer that is too wide": b'["event", {"a": 123456789012345678901}]',
+        "a key twice": b'["event", {"uid": "a", "uid": "b"}]',
+        "no number": b'["event", {"a": NaN}]',
+        "nested too deep": b'["event", ' + b'{"a":' * 100 + b"1" + b"}" * 100 + b"]",
         "no UTF-8": b'["event", {"a": "\xff"}]',
         "too many values": msgpack.packb(["event", {"a": [0] * MAX_VALUES}]),
     }

@@ -30,6 +30,7 @@ from ebl_stream.profile import Retention
 from ebl_stream.profile_file import load
 from ebl_stream.publish import retention, space
 from ebl_stream.publish.output import ArraySpec, RunOutput
+from ebl_stream.publish.publishing import Publishing
 from ebl_stream.publish.record import read_record
 from ebl_stream.publish.retention import DAY_S, Stored, clean, due, survey
 from ebl_stream.publish.space import (
@@ -305,6 +306,19 @@ def test_a_full_disk_ends_the_result_and_never_the_scan(tmp_path):
     )
     with pytest.raises(InputError, match=r"1e\+06 GB of it are to stay free"):
         feed(replayed)
+
+
+def test_a_run_is_begun_anew_when_the_disk_has_what_is_to_stay_free(
+    tmp_path, monkeypatch
+):
+    attempts = Publishing(
+        "none", tmp_path, profile(**{"retention.min_free_gb": 3.0})
+    ).attempts
+    for free, has_room in ((2.9, False), (3.1, True)):
+        monkeypatch.setattr(
+            "ebl_stream.publish.attempts.free_bytes", lambda _, n=free: n * 1e9
+        )
+        assert attempts.has_room() is has_room
 
 
 def test_the_denoised_volume_is_skipped_and_metadata_say_so(tmp_path, monkeypatch):

@@ -132,6 +132,8 @@ class Seen:
     """A callback that writes down the names of what it gets."""
 
     results: dict[str, Any] = {}  # noqa: RUF012
+    put_off = ()
+    tick_s = 1.0
 
     def __init__(self) -> None:
         self.uids: list[str] = []
@@ -141,6 +143,12 @@ class Seen:
         self.uids.append(str(doc.get("uid")))
         if doc.get("uid") == "sound":
             self.came.set()
+
+    def heard(self, run_uid: str) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
 
     def tick(self) -> None:
         pass

@@ -44,6 +44,9 @@ class Said:
 class Notebook:
     """A callback that writes down what it is given, and can be told to misbehave."""
 
+    put_off = ()
+    tick_s = 1.0
+
     def __init__(
         self, on_progress: Callable[[Said], None], is_behind: Callable[[], bool]
     ) -> None:
@@ -76,6 +79,9 @@ class Notebook:
         self.heard_of.add(run_uid)
 
     def tick(self) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass
 
     def close(self) -> None:

@@ -124,8 +124,10 @@ class Ledger:
             Indices that are in the volume now, as the accumulator tells it (not as
             this ledger believes), so that the residue can find a mistake.
         """
-        used = set(used)
-        refused = {k: v for k, v in self._refused.items() if k not in used}
+        present = np.unique(np.fromiter(used, np.int64))
+        named = np.fromiter(self._refused, np.int64)
+        left = np.setdiff1d(named, present, assume_unique=True).tolist()
+        refused = {index: self._refused[index] for index in left}
         by = {
             how: dict(Counter(reason for h, reason in refused.values() if h == how))
             for how in ("rejected", "dropped")
@@ -134,12 +136,12 @@ class Ledger:
         repeated = {k: self._repeated[k] for k in ("superseded", "duplicate")}
         counts = {
             "announced": self._n_announced(len(missing)) + sum(repeated.values()),
-            "used": len(used),
+            "used": len(present),
             **repeated,
             "rejected": sum(by["rejected"].values()),
             "dropped": sum(by["dropped"].values()),
             "missing": len(missing),
-            "in_flight": self._n_in_flight(used, refused),
+            "in_flight": self._n_in_flight(present, refused),
         }
         residue = counts["announced"] - sum(
             n for name, n in counts.items() if name != "announced"
@@ -170,11 +172,11 @@ class Ledger:
     def _n_announced(self, n_missing: int) -> int:
         return int(np.count_nonzero(self._announced)) + n_missing
 
-    def _n_in_flight(self, used: set[int], refused: dict[int, Any]) -> int:
+    def _n_in_flight(self, used: NDArray[np.int64], refused: dict[int, Any]) -> int:
         """Announced frames that are neither in the volume nor refused yet."""
         waiting = self._announced.copy()
-        done = [k for k in (*used, *refused) if k < len(waiting)]
-        waiting[done] = False
+        waiting[used[used < len(waiting)]] = False
+        waiting[[index for index in refused if index < len(waiting)]] = False
         return int(np.count_nonzero(waiting))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream import audit
+from ebl_stream.engine.center_rows import CenterRows
 from ebl_stream.engine.grids import Grids, Rings
 from ebl_stream.engine.preprocessing import Prepared
 from ebl_stream.engine.rooms import Rooms
@@ -65,14 +66,14 @@ class ProjectionSum:
         rows = np.arange(first + step // 2, stop, step)
         self._center_rows = rows[:CENTER_ROWS]
         self._is_first_pass = True
-        self._center_values: dict[int, NDArray[np.float32]] = {}
+        self._center_values = CenterRows()
         self.angular_coverage = 0.0
         """Share of the needed circle that the angles present stand for, 0..1."""
 
     def put(self, frame: Frame) -> None:
         """Take a projection in; one that it replaces leaves the grids at once."""
         if frame.index in self.window:
-            self._retract(self.window.places[frame.index])
+            self._retract(self.window.place_of(frame.index))
         self.window.put(frame, self._split.assign(frame.theta))
 
     def settle(self) -> None:
@@ -122,7 +123,7 @@ class ProjectionSum:
         self.window.summed[places] = True
         if self._is_first_pass:
             for place, rows in zip(places[is_new], found, strict=True):
-                self._center_values[int(place)] = rows
+                self._center_values.add(int(place), rows)
 
     def _room(self, n_rows: int) -> NDArray[np.float32]:
         """Return where a thread puts a slab's line integrals, again and again."""
@@ -203,16 +204,15 @@ class ProjectionSum:
     @property
     def center_theta(self) -> NDArray[np.float64]:
         """rad, of the projections in `center_rows`."""
-        return self.window.theta[list(self._center_values)]
+        return self.window.theta[self._center_values.places]
 
     def sample_rows(self, n: int) -> NDArray[np.float32]:
         """Return the rows of `center_rows` of at most ``n`` projections, evenly."""
-        values = list(self._center_values.values())
-        return np.stack(values[:: -(-len(values) // n)])
+        return self._center_values.every(-(-len(self._center_values.places) // n))
 
     def center_rows(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return some rows' line integrals ``[angle, row, column]``, and theta, rad."""
-        return np.stack(list(self._center_values.values())), self.center_theta
+        return self._center_values.every(), self.center_theta
 
     def _retract(self, place: int) -> None:
         places = np.array([place])
@@ -227,4 +227,4 @@ class ProjectionSum:
             for slab in self.grids.held:
                 rows = self.grids.ranges[slab]
                 prepared.rows(rows, total=self._total, signs=[-1])
-        self._center_values.pop(place, None)
+        self._center_values.remove(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class ReferenceFrames:
         self._positions: dict[tuple[Kind, int], float] = {}
 
     @property
-    def used(self) -> dict[Kind, list[int]]:
+    def used(self) -> dict[Kind, Sequence[int]]:
         """Indices of the frames in the means, by kind."""
         return {kind: kept.indices for kind, kept in self._kept.items()}
 
@@ -91,7 +92,7 @@ class ReferenceFrames:
         at = self._positions.get((kind, index), 0.0)
         for other in kept.indices:
             if other != index and self._positions.get((kind, other), 0.0) == at:
-                mean.add(kept.image(kept.places[other]))
+                mean.add(kept.image(kept.place_of(other)))
         if kind is Kind.DARK:
             self._dark = mean
         elif mean.n:

@@ -6,29 +6,18 @@ rebuilt from it at any time.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from dataclasses import dataclass
-from typing import IO, Any
+from array import array
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream import failpoints
-from ebl_stream.frames import Frame, FrameRef, Image
-from ebl_stream.ingest.hdf5 import read_frame
+from ebl_stream.engine.frame_store import FrameStore
+from ebl_stream.frames import Frame, Image
 
 FIRST_ROOM = 1024
 """Projections that there is room for at first; it doubles."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Spilled:
-    """A frame without a file of its own, put into the scratch file."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
 
 class Window:
@@ -40,29 +29,34 @@ class Window:
     Parameters
     ----------
     max_bytes : int
-        Raw frames held in memory. Beyond it file-backed frames are read again when
-        they are needed, and frames that came inside events go to a scratch file.
+        Raw frames held in memory, see `FrameStore`.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self.places: dict[int, int] = {}
-        """Frame index to place."""
-        self.indices: list[int] = []
+        self.indices = array("q")
         """Place to frame index."""
-        self._images: list[Image | FrameRef | _Spilled] = []
+        self.frames = FrameStore(max_bytes)
+        """The raw frames, by place."""
+        # By frame index: its place + 1; 0 where there is none.
+        self._place_of = np.zeros(FIRST_ROOM, np.int32)
         self._theta = np.empty(FIRST_ROOM)
         self._half = np.empty(FIRST_ROOM, np.int8)
         self._applied = np.empty((FIRST_ROOM, 2))
         self._summed = np.empty(FIRST_ROOM, bool)
-        self._scratch: IO[bytes] | None = None
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __contains__(self, index: int) -> bool:
-        return index in self.places
+        return index < len(self._place_of) and bool(self._place_of[index])
+
+    def place_of(self, index: int) -> int:
+        """Return the place of a frame, which is there."""
+        return int(self._place_of[index]) - 1
+
+    def in_order(self) -> NDArray[np.intp]:
+        """Return the places in the order of their indices."""
+        return np.argsort(self.indices)
 
     @property
     def theta(self) -> NDArray[np.float64]:
@@ -89,71 +83,49 @@ class Window:
 
         Whoever replaces one takes the old projection out of the grids first.
         """
-        place = self.places.get(frame.index)
-        if place is None:
-            place = self._new_place(frame.index)
+        if frame.index in self:
+            place = self.place_of(frame.index)
         else:
-            old = self._images[place]
-            self._bytes -= old.nbytes if isinstance(old, np.ndarray) else 0
+            place = self._new_place(frame.index)
         self._theta[place] = frame.theta
         self._half[place] = half
         self._applied[place] = 0
         self._summed[place] = False
-        self._images[place] = self._keep(frame)
+        self.frames.put(place, frame)
         failpoints.hit("window.kept")
         return place
 
     def _new_place(self, index: int) -> int:
-        place = len(self.places)
+        place = len(self.indices)
         if place == len(self._theta):
-            self._theta = np.resize(self._theta, 2 * place)
-            self._half = np.resize(self._half, 2 * place)
-            self._applied = np.resize(self._applied, (2 * place, 2))
-            self._summed = np.resize(self._summed, 2 * place)
-        self.places[index] = place
+            self._theta = _longer(self._theta, 2 * place)
+            self._half = _longer(self._half, 2 * place)
+            self._applied = _longer(self._applied, 2 * place)
+            self._summed = _longer(self._summed, 2 * place)
+        if index >= len(self._place_of):
+            n = max(index + 1, 2 * len(self._place_of))
+            self._place_of = _longer(self._place_of, n)
+        self._place_of[index] = place + 1
         self.indices.append(index)
-        self._images.append(_Spilled(0, (), np.dtype("u1")))
         return place
 
     def image(self, place: int) -> Image:
         """Return the raw frame ``(row, column)``, from memory or from its file."""
-        kept = self._images[place]
-        if isinstance(kept, FrameRef):
-            return read_frame(kept)
-        if isinstance(kept, _Spilled):
-            return self._unspill(kept)
-        return kept
+        return self.frames.image(place)
 
-    def used(self) -> list[int]:
+    def used(self) -> NDArray[np.int64]:
         """Return the indices of projections that are in the grids."""
-        is_used = np.asarray(self.applied.any(axis=1))
-        return [index for index, place in self.places.items() if is_used[place]]
+        return np.array(self.indices)[self.applied.any(axis=1)]
 
     def close(self) -> None:
         """Let go of the frames."""
-        self.places.clear()
-        self.indices.clear()
-        self._images.clear()
-        if self._scratch is not None:
-            self._scratch.close()
+        self.indices = array("q")
+        self._place_of[:] = 0
+        self.frames.close()
 
-    def _keep(self, frame: Frame) -> Image | FrameRef | _Spilled:
-        if self._bytes + frame.image.nbytes <= self._max_bytes:
-            self._bytes += frame.image.nbytes
-            return np.ascontiguousarray(frame.image)
-        return frame.ref or self._spill(frame.image)
 
-    def _spill(self, image: Image) -> _Spilled:
-        if self._scratch is None:
-            self._scratch = tempfile.TemporaryFile(prefix="ebl_stream-")  # noqa: SIM115
-        offset = self._scratch.seek(0, 2)
-        self._scratch.write(np.ascontiguousarray(image).tobytes())
-        self._scratch.flush()
-        return _Spilled(offset, image.shape, image.dtype)
-
-    def _unspill(self, kept: _Spilled) -> Image:
-        assert self._scratch is not None  # noqa: S101  (_spill opened it)
-        n_bytes = int(np.prod(kept.shape)) * kept.dtype.itemsize
-        # No shared position: the slabs' threads read side by side.
-        raw = os.pread(self._scratch.fileno(), n_bytes, kept.offset)
-        return np.frombuffer(raw, kept.dtype).reshape(kept.shape)
+def _longer(values: NDArray[Any], n: int) -> NDArray[Any]:
+    """Return the same with room for n; zeros, which take no memory until written."""
+    longer = np.zeros((n, *values.shape[1:]), values.dtype)
+    longer[: len(values)] = values
+    return longer

@@ -63,6 +63,7 @@ class AngleScale:
         theta = values * self.radians
         if self.geometry.reverse_theta:
             theta = -theta
+        theta = theta + math.radians(self.geometry.theta_offset_deg)
         return theta + math.pi if self.geometry.flip_columns else theta
 
 

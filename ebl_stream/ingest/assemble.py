@@ -24,8 +24,8 @@ from ebl_stream.ingest.fed import FedRun
 from ebl_stream.ingest.feed import FrameBuffer
 from ebl_stream.ingest.legacy import Modernizer, singles
 from ebl_stream.ingest.owed import closed
-from ebl_stream.ingest.places import Place
 from ebl_stream.ingest.run_streams import RunStream, RunStreams
+from ebl_stream.ingest.told import SeenUids
 from ebl_stream.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Assembler:
         self._find_run = find_run or (lambda uid: None)
         self._references_only = references_only
         self._modernize = Modernizer()
-        self._seen: set[str] = set()
+        self._seen = SeenUids()
         self._is_announced = False
         self._refused: Counter[str] = Counter()
         self._is_closed = False
@@ -188,7 +188,7 @@ class Assembler:
             log.warning("event of %s ignored: seq_num %r", frames.name, seq)
             return
         image = _inside(stream, stream.image or "", doc)
-        if self._is_repeated(doc["uid"]):
+        if self._seen.add(doc["uid"]):
             if image is not None:
                 yield from frames.account(seq, seq + 1, duplicate=True)
             return
@@ -196,10 +196,10 @@ class Assembler:
         if image is not None:
             images = as_images(image, stream.data_keys[stream.image or ""])
             yield from frames.account(seq, seq + 1, duplicate=False)
-            yield from frames.put(seq, [Place(None, images=images)])
+            yield from frames.put_images(seq, images)
 
     def _fed_event(self, stream: RunStream, doc: dict[str, Any]) -> Iterator[Item]:
-        if stream.fed is None or self._fed is None or self._is_repeated(doc["uid"]):
+        if stream.fed is None or self._fed is None or self._seen.add(doc["uid"]):
             return
         seq, data = doc["seq_num"], doc["data"]
         theta = kinds = None
@@ -231,16 +231,10 @@ class Assembler:
         stream = self._streams.of(doc["descriptor"])
         if stream is None:
             return
-        is_repeated = self._is_repeated(doc["uid"])
+        is_repeated = self._seen.add(doc["uid"])
         yield from self._reader.take(stream, doc, is_repeated=is_repeated)
         if stream is self._streams.projections and self._elsewhere.is_wanted:
             yield from self._look_elsewhere()
-
-    def _is_repeated(self, uid: str) -> bool:
-        if uid in self._seen:
-            return True
-        self._seen.add(uid)
-        return False
 
     # ------------------------------------------------------------------- the end
 

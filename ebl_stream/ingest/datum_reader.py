@@ -10,7 +10,7 @@ from typing import Any
 from ebl_stream.frames import Item
 from ebl_stream.ingest.data_keys import values_per_event
 from ebl_stream.ingest.datums import DatumRanges, check_datum
-from ebl_stream.ingest.places import Place, check_rows
+from ebl_stream.ingest.places import check_rows
 from ebl_stream.ingest.resources import Resource, Resources
 from ebl_stream.ingest.run_streams import RunStream, RunStreams
 from ebl_stream.ingest.stored import Stored, StoredImages, read_values
@@ -140,8 +140,7 @@ class DatumReader:
             images = self._open_images(stream, resource)
             if images is not None:
                 images.named.add(*datum.index)
-                places = (Place(images, index) for index in range(*datum.index))
-                yield from stream.frames.put(datum.seq[0], places)
+                yield from stream.frames.put(*datum.seq, images, datum.index[0])
             return None
         per_event = values_per_event(stream.data_keys[key])
         values = read_values(stored, *datum.index, per_event)

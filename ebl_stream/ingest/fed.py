@@ -17,7 +17,7 @@ from ebl_stream.ingest.data_keys import values_per_event
 from ebl_stream.ingest.feed import FedFrame, FeedError, FrameBuffer
 from ebl_stream.ingest.feed_join import FeedJoin
 from ebl_stream.ingest.ranges import RangeSet
-from ebl_stream.ingest.stream import FrameStream, Place
+from ebl_stream.ingest.stream import FrameStream
 from ebl_stream.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,12 @@ class FedRun:
         counting = id_key or theta
         per_event = values_per_event(data_keys[counting]) if counting else 1
         frames = FrameStream(
-            name, kind, 1, keyed=keyed, rows=self._rows, first=first, planned=planned
+            *(name, kind, 1),
+            keyed=keyed,
+            rows=self._rows,
+            first=first,
+            planned=planned,
+            max_waiting_bytes=self._settings.max_bytes,
         )
         stream = FedStream(frames, id_key, per_event, keyed)
         self._streams[name] = stream
@@ -181,7 +186,7 @@ class FedRun:
                 log.warning("frame %d of the feed: %s", frame.unique_id, error)
             yield from frames.refuse(seq, seq + 1)
             return
-        yield from frames.put(seq, [Place(None, images=image[np.newaxis])])
+        yield from frames.put_images(seq, image[np.newaxis])
 
     # ------------------------------------------------------------------ the end
 

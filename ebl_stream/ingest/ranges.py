@@ -58,3 +58,14 @@ class RangeSet:
         self._stops[low:high] = [stop]
         self._count += sum(last - first for first, last in new)
         return new, known
+
+    def discard(self, value: int) -> None:
+        """Take a value out, if it is in."""
+        i = bisect_right(self._starts, value) - 1
+        if i < 0 or value >= self._stops[i]:
+            return
+        rest = ((self._starts[i], value), (value + 1, self._stops[i]))
+        kept = [(start, stop) for start, stop in rest if start < stop]
+        self._starts[i : i + 1] = [start for start, _ in kept]
+        self._stops[i : i + 1] = [stop for _, stop in kept]
+        self._count -= 1

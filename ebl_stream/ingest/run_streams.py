@@ -208,6 +208,7 @@ class RunStreams:
             first=first,
             planned=planned,
             interpolates=self._profile.keys.missing_theta == "interpolate",
+            max_waiting_bytes=self._profile.window.max_bytes,
         )
         return RunStream(frames, image, *rest)
 

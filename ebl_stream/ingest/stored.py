@@ -194,6 +194,7 @@ class StoredImages:
             )
         self._stored = stored
         self._rows = rows
+        self._name = str(stored.dataset.name)
         self._by_event = len(shape) == 4
         self.m = shape[1] if self._by_event else frames_per_event
         self._step = 1 if self._by_event else self.m
@@ -265,8 +266,7 @@ class StoredImages:
             index = (event, frame)
         else:
             index = (event * self._step + frame,)
-        name = str(self._stored.dataset.name)
-        return FrameRef(self._stored.path, name, index, self._rows)
+        return FrameRef(self._stored.path, self._name, index, self._rows)
 
 
 def read_values(stored: Stored, start: int, stop: int, per_event: int) -> NDArray[Any]:

@@ -15,14 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ebl_stream.frames import Announced, Frame, Item, Kind, Rejected, Repeated
+from ebl_stream.frames import Announced, Item, Kind, Rejected, Repeated
 from ebl_stream.ingest.angles import fill_rows
-from ebl_stream.ingest.places import Place, Values, blocks, check_rows
+from ebl_stream.ingest.judge import Judge
+from ebl_stream.ingest.places import Place, Places, blocks
 from ebl_stream.ingest.ranges import Range, RangeSet
+from ebl_stream.ingest.stored import StoredImages
+from ebl_stream.ingest.told import Told, Values
+from ebl_stream.ingest.waiting import WaitingImages
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.01
+_NONE = np.zeros((0, 0))
+"""In the place of an image that has another shape than (row, column)."""
 
 
 class FrameStream:
@@ -46,6 +52,9 @@ class FrameStream:
         The angle (rad) of a frame by its index, where no event tells it.
     interpolates : bool
         Missing angles are put between their neighbors at the end.
+    max_waiting_bytes : int
+        Images of events that may wait for their angle or kind; beyond it the oldest
+        goes, and is named.
     """
 
     def __init__(
@@ -59,6 +68,7 @@ class FrameStream:
         first: int = 0,
         planned: Callable[[int], float] | None = None,
         interpolates: bool = False,
+        max_waiting_bytes: int = 2**30,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -66,19 +76,20 @@ class FrameStream:
         self.interpolated = RangeSet()
         """Frames whose angle was put between its neighbors."""
         self._keyed = keyed
-        self._rows = rows
+        self._judge = Judge(rows)
         self._offset = first
         self._planned = planned
         self._waits_for_angles = interpolates
         self._announced: dict[Kind, RangeSet] = {k: RangeSet() for k in Kind}
         self._named = RangeSet()
-        self._angles: dict[int, Values] = {}
-        self._kinds: dict[int, tuple[Kind, ...]] = {}
-        self._places: dict[int, Place] = {}
+        self._angles = Told("d")
+        self._kinds = Told("b")
         self._undecided: dict[int, list[bool]] = {}
-        self._unread: dict[int, Place] = {}
-        self._shape: tuple[int, ...] | None = None
-        self._dtype: np.dtype[Any] | None = None
+        self._places = Places()
+        self._waiting = WaitingImages(max_waiting_bytes)
+        self._drawn = RangeSet()
+        """Events handed on from their file, with the angle that they have now."""
+        self._unread: set[int] = set()
 
     # -------------------------------------------------------- what was announced
 
@@ -129,8 +140,11 @@ class FrameStream:
     def _kinds_of(self, seq: int) -> tuple[Kind, ...] | None:
         if not self._keyed:
             return (self.kind,) * self.m
-        kinds = self._kinds.get(seq)
-        return kinds * self.m if kinds is not None and len(kinds) == 1 else kinds
+        said = self._kinds.get(seq)
+        if said is None:
+            return None
+        kinds = tuple(map(Kind, said))
+        return kinds * self.m if len(kinds) == 1 else kinds
 
     # ------------------------------------------------------------- what comes in
 
@@ -141,14 +155,23 @@ class FrameStream:
     def set_angles(self, start: int, values: NDArray[Any]) -> list[int]:
         """Note angles, rad ``(event, value)``; return the events now complete."""
         for seq, row in enumerate(values.tolist(), start):
-            self._angles[seq] = tuple(row)
+            self._set_angle(seq, tuple(row))
         return [s for s in range(start, start + len(values)) if self._is_ready(s)]
+
+    def _set_angle(self, seq: int, angle: Values) -> None:
+        if seq in self._drawn and angle != self._angle(seq) and self._shows_sample(seq):
+            self._drawn.discard(seq)
+        self._angles[seq] = angle
+
+    def _shows_sample(self, seq: int) -> bool:
+        return Kind.PROJECTION in (self._kinds_of(seq) or ())
 
     def set_kinds(self, start: int, values: NDArray[Any]) -> Iterator[Item]:
         """Note the kinds of frames ``(event, value)``; announce what waited for it."""
         for seq, row in enumerate(values.tolist(), start):
             # The first word stands: frames have been announced with it.
-            self._kinds.setdefault(seq, tuple(_kind(value) for value in row))
+            if seq not in self._kinds:
+                self._kinds[seq] = tuple(_kind(value) for value in row)
         stop = start + len(values)
         waited = [seq for seq in range(start, stop) if seq in self._undecided]
         for kind, first, last in self._by_kind(waited):
@@ -157,29 +180,44 @@ class FrameStream:
             for duplicate in self._undecided.pop(seq)[1:]:
                 for kind, first, last in self._by_kind([seq]):
                     yield from self._account(kind, first, last, duplicate)
+            if self._waiting.has_lost(seq):
+                yield from self._reject(seq, "budget")
         yield from self.draw(seq for seq in range(start, stop) if self._is_ready(seq))
 
-    def put(self, start: int, places: Iterable[Place]) -> Iterator[Item]:
-        """Take images of consecutive events; hand on those that are complete."""
-        seqs = []
-        for seq, place in enumerate(places, start):
-            self._places[seq] = place
-            self._unread.pop(seq, None)
-            seqs.append(seq)
-        yield from self.draw(seq for seq in seqs if self._is_ready(seq))
+    def put(
+        self, start: int, stop: int, images: StoredImages, index: int
+    ) -> Iterator[Item]:
+        """Take where images of consecutive events lie; hand on what is complete."""
+        self._places.put(start, stop, images, index)
+        for seq in range(start, stop):
+            self._waiting.pop(seq)
+            self._drawn.discard(seq)
+            self._unread.discard(seq)
+        yield from self.draw(s for s in range(start, stop) if self._is_ready(s))
         yield from self._draw_again()
 
+    def put_images(self, seq: int, images: NDArray[Any]) -> Iterator[Item]:
+        """Take the images ``(m, row, column)`` that an event brought."""
+        self._places.remove(seq, seq + 1)
+        self._drawn.discard(seq)
+        self._unread.discard(seq)
+        lost = self._waiting.put(seq, images)
+        if self._is_ready(seq):
+            yield from self.draw([seq])
+        yield from self._draw_again()
+        for other in lost:
+            yield from self._reject(other, "budget")
+
     def _is_ready(self, seq: int) -> bool:
-        place = self._places.get(seq)
-        if place is None:
+        if seq in self._drawn or not (seq in self._waiting or seq in self._places):
             return False
         kinds = self._kinds_of(seq)
         if kinds is None:
             return False
         if Kind.PROJECTION not in kinds:
-            return place.drawn_with is None
+            return True
         angle = self._angle(seq)
-        if angle is None or angle == place.drawn_with:
+        if angle is None:
             return False
         return not self._waits_for_angles or all(map(math.isfinite, angle))
 
@@ -195,74 +233,41 @@ class FrameStream:
 
     def draw(self, seqs: Iterable[int]) -> Iterator[Item]:
         """Read complete events and hand their frames on."""
-        for block in blocks([(seq, self._places[seq]) for seq in seqs]):
+        stored: list[tuple[int, Place]] = []
+        for seq in seqs:
+            images, place = self._waiting.pop(seq), self._places.get(seq)
+            if images is not None:
+                # It is gone: another angle cannot bring it back.
+                yield from self._event(seq, images)
+            elif place is not None:
+                stored.append((seq, place))
+        for block in blocks(stored):
             yield from self._draw_block(block)
 
     def _draw_block(self, block: list[tuple[int, Place]]) -> Iterator[Item]:
-        stored, first = block[0][1].stored, block[0][1].index
-        if stored is None:
-            for seq, place in block:
-                yield from self._event(seq, place, place.images)
-                place.images = None
-                # It is gone: another angle cannot bring it back.
-                self._places.pop(seq)
-            return
+        stored, first = block[0][1]
         there = max(0, min(stored.wait(first + len(block)) - first, len(block)))
         images = stored.read(first, first + there) if there else iter(())
         for (seq, place), one in zip(block[:there], images, strict=True):
-            yield from self._event(seq, place, one)
-        for seq, place in block[there:]:
+            self._drawn.add(seq, seq + 1)
+            yield from self._event(seq, one, place)
+        for seq, _ in block[there:]:
             # In flight until the end: its writer may be late.
-            self._unread[seq] = place
-            place.drawn_with = self._angle(seq) or ()
+            self._drawn.add(seq, seq + 1)
+            self._unread.add(seq)
 
     def _event(
-        self, seq: int, place: Place, images: NDArray[Any] | None
+        self, seq: int, images: NDArray[Any] | None, place: Place | None = None
     ) -> Iterator[Item]:
         kinds = self._kinds_of(seq) or ()
-        angles = place.drawn_with = self._angle(seq) or ()
+        angles = self._angle(seq) or ()
         first = self.first_index(seq)
+        fits = images is not None and images.ndim == 3 and len(images) == self.m
+        shown = images if images is not None and fits else [_NONE] * len(kinds)
         for i, kind in enumerate(kinds):
             theta = _one(angles, i, self.m) if kind is Kind.PROJECTION else math.nan
-            yield self._frame(first + i, kind, theta, images, place, i)
-
-    def _frame(
-        self,
-        index: int,
-        kind: Kind,
-        theta: float,
-        images: NDArray[Any] | None,
-        place: Place,
-        i: int,
-    ) -> Frame | Rejected:
-        if kind is Kind.INVALID:
-            return Rejected(kind, index, "invalid_kind")
-        if images is None:
-            return Rejected(kind, index, "unreadable")
-        if not self._fits(images):
-            return Rejected(kind, index, "wrong_shape")
-        if kind is Kind.PROJECTION and not math.isfinite(theta):
-            return Rejected(kind, index, "no_angle")
-        if place.stored is not None:
-            ref = place.stored.ref(place.index, i)
-            return Frame(index, kind, theta, images[i], ref)
-        return Frame(index, kind, theta, self._cut(images[i]))
-
-    def _fits(self, images: NDArray[Any]) -> bool:
-        """Return whether images look like the first ones of this stream."""
-        if images.ndim != 3 or images.dtype.kind not in "uif":
-            return False
-        if len(images) != self.m or not images.size:
-            return False
-        if self._shape is None:
-            self._shape, self._dtype = images.shape, images.dtype
-        return images.shape == self._shape and images.dtype == self._dtype
-
-    def _cut(self, image: NDArray[Any]) -> NDArray[Any]:
-        if self._rows is None:
-            return image
-        check_rows(self._rows, image.shape[0])
-        return image[slice(*self._rows)]
+            image = None if images is None else shown[i]
+            yield self._judge.frame(first + i, kind, theta, image, place, i)
 
     # ------------------------------------------------------------------- the end
 
@@ -278,45 +283,47 @@ class FrameStream:
         if self._waits_for_angles:
             self._waits_for_angles = False
             self._fill_angles()
-        yield from self.draw(seq for seq in list(self._places) if self._is_ready(seq))
+        held = sorted({*self._places, *self._waiting})
+        yield from self.draw(seq for seq in held if self._is_ready(seq))
         while self._is_late() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             yield from self._draw_again()
         for seq in sorted(self._unread):
             yield from self._reject(seq, "unreadable")
         yield from self._close_undecided()
-        for seq in sorted(self._places):
-            # An event without an angle: NaN gives it its reason, unread.
-            if self._places[seq].drawn_with is None and self._kinds_of(seq):
+        for seq in sorted({*self._places, *self._waiting}):
+            # An event without an angle is told so, unread; one without a kind was.
+            if seq not in self._drawn:
                 yield from self._reject(seq, "no_angle")
         yield from self._close_imageless()
 
     def _is_late(self) -> bool:
         """Return whether what was not there may still be on its way."""
-        places = (place.stored for place in self._unread.values())
-        return any(stored is not None and stored.is_fresh() for stored in set(places))
+        places = (self._places.get(seq) for seq in self._unread)
+        return any(one.is_fresh() for one in {p.images for p in places if p})
 
     def _fill_angles(self) -> None:
         """Put missing angles of projections between their neighbors."""
-        rows = {seq: self._angle(seq) for seq in {*self._angles, *self._places}}
+        told = {*self._angles, *self._places, *self._waiting}
+        rows = {seq: self._angle(seq) for seq in told}
         if self._keyed:
             shown = (Kind.PROJECTION,) * self.m
             rows = {
                 seq: row for seq, row in rows.items() if self._kinds_of(seq) == shown
             }
         for seq, row in fill_rows(rows, self.m).items():
-            self._angles[seq] = row
+            self._set_angle(seq, row)
             self.interpolated.add(*self._frames(seq, seq + 1))
 
     def _draw_again(self) -> Iterator[Item]:
         """Hand on what was refused because a file was late, and is there now."""
+        unread = ((seq, self._places.get(seq)) for seq in sorted(self._unread))
         late = [
             (seq, place)
-            for seq, place in sorted(self._unread.items())
-            if place.stored is not None and place.stored.wait(0) > place.index
+            for seq, place in unread
+            if place is not None and place.images.wait(0) > place.event
         ]
-        for seq, _ in late:
-            del self._unread[seq]
+        self._unread.difference_update(seq for seq, _ in late)
         for block in blocks(late):
             yield from self._draw_block(block)
 
@@ -326,7 +333,6 @@ class FrameStream:
             first, last = self._frames(seq, seq + 1)
             for duplicate in self._undecided.pop(seq):
                 yield from self._account(Kind.PROJECTION, first, last, duplicate)
-            self._places.pop(seq, None)
             for index in range(first, last):
                 yield Rejected(Kind.PROJECTION, index, "invalid_kind")
 
@@ -348,7 +354,7 @@ class FrameStream:
 
     def forget(self, seq: int) -> None:
         """Let go of an angle whose image got lost on its way: it is owed, no more."""
-        self._angles.pop(seq, None)
+        self._angles.pop(seq)
 
     def refuse(self, start: int, stop: int) -> Iterator[Item]:
         """Reject announced events whose file could never be opened."""

@@ -11,7 +11,8 @@ Directions repeat after ``period``: pi, because opposite projections show the sa
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from array import array
+from bisect import bisect_left, bisect_right
 from math import log
 
 import numpy as np
@@ -124,34 +125,40 @@ class HalfSplit:
 
     def __init__(self, period: float = HALF_TURN) -> None:
         self.period = period
-        self._held: list[tuple[float, int]] = []
+        # Sorted; of one direction, half A is before half B.
+        self._directions = array("d")
+        self._halves = array("b")
 
     def assign(self, theta: float) -> int:
         """Return the half, 0 or 1, of a new projection at ``theta`` rad."""
         direction = float(np.mod(theta, self.period))
-        n = len(self._held)
+        n = len(self._directions)
         gap = self.period / (n + 1)
         count = min(n, NEIGHBORS)
-        first = bisect_left(self._held, (direction, -1)) - count // 2
+        first = bisect_left(self._directions, direction) - count // 2
         push = 0.0
         for k in range(first, first + count):
-            other, half = self._held[k % n]
-            apart = abs(other - direction)
+            apart = abs(self._directions[k % n] - direction)
             apart = min(apart, self.period - apart)
             if apart < REACH * gap:
                 force = log((REACH + 0.1) * gap / (apart + 0.1 * gap))
-                push += force if half == 0 else -force
+                push += force if self._halves[k % n] == 0 else -force
         # Balanced pushes must not be told apart by rounding.
         half = int(push > 1e-9)
-        insort(self._held, (direction, half))
+        side = bisect_right if half else bisect_left
+        place = side(self._directions, direction)
+        self._directions.insert(place, direction)
+        self._halves.insert(place, half)
         return half
 
     def remove(self, theta: float, half: int) -> None:
         """Forget a projection that was assigned; none such is no error."""
-        key = (float(np.mod(theta, self.period)), half)
-        place = bisect_left(self._held, key)
-        if place < len(self._held) and self._held[place] == key:
-            del self._held[place]
+        direction = float(np.mod(theta, self.period))
+        first = bisect_left(self._directions, direction)
+        stop = bisect_right(self._directions, direction)
+        place = stop - 1 if half else first
+        if first < stop and self._halves[place] == half:
+            del self._directions[place], self._halves[place]
 
 
 def alternate(

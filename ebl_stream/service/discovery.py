@@ -22,6 +22,7 @@ from typing import Any
 from ebl_stream import strict_json
 from ebl_stream.errors import InputError
 from ebl_stream.service.run_index import file_safe
+from ebl_stream.transport.wire import MAX_IPC_PATH
 
 TRIES, TRY_EVERY_S = 10, 0.03
 KEEP_LOGS_S = 7 * 86_400.0
@@ -82,8 +83,21 @@ class ServicePlace:
 
     @property
     def default_address(self) -> str:
-        """A local socket for this service alone."""
-        return f"ipc://{self._folder / self._key}.sock"
+        """A local socket for this service alone.
+
+        Raises
+        ------
+        InputError
+            The runtime folder's path is too long for one.
+        """
+        path = self._folder / f"{self._key}.sock"
+        if len(os.fsencode(path)) > MAX_IPC_PATH:
+            raise InputError(
+                f"the path of a local socket has at most {MAX_IPC_PATH} bytes, {path} "
+                "has more: set XDG_RUNTIME_DIR to a folder with a shorter name, for "
+                "the scan and for the service"
+            )
+        return f"ipc://{path}"
 
     @property
     def log(self) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from ebl_stream.errors import InputError
 from ebl_stream.profile import Profile
 from ebl_stream.service.discovery import ServicePlace, service_key
 from ebl_stream.service.journal import UNSORTED, OpenRun, ServiceJournal
+from ebl_stream.service.priority import step_back
 from ebl_stream.service.run_index import RunIndex
 from ebl_stream.service.signals import Asked, asked_by_signals
 from ebl_stream.service.worker import MakeCallback, Worker
@@ -40,8 +40,6 @@ MAX_DEATHS = 3
 RETRY_S, MAX_RETRY_S = 5.0, 60.0
 """How soon a run that the disk ended is tried again; doubles."""
 LOOK_EVERY_S = 0.5
-NICENESS = 5
-"""Of a service that a door started on the RunEngine's machine."""
 
 
 class Attempts(Protocol):
@@ -304,9 +302,9 @@ def serve(settings: Settings, ready: Callable[[str], object] | None = None) -> i
     """
     place = _take_place(settings)
     try:
-        listener = open_listener(settings.source, settings.profile, settings.out)
         if settings.idle_exit_s is not None:
-            os.nice(NICENESS)
+            step_back()
+        listener = open_listener(settings.source, settings.profile, settings.out)
 
         def listening() -> None:
             place.announce(listener.address)

@@ -39,6 +39,16 @@ class Callback(Protocol):
         """By raw run uid."""
         ...
 
+    @property
+    def put_off(self) -> Collection[str]:
+        """Uids of the runs that this machine could not go on with."""
+        ...
+
+    @property
+    def tick_s(self) -> float:
+        """How often `tick` wants to be called, at least."""
+        ...
+
     def __call__(self, name: str, doc: dict[str, Any]) -> None:
         """Take one document."""
         ...
@@ -49,6 +59,10 @@ class Callback(Protocol):
 
     def tick(self) -> None:
         """Let time pass."""
+        ...
+
+    def abandon(self) -> None:
+        """End without finishing anything."""
         ...
 
     def close(self) -> None:
@@ -169,7 +183,7 @@ class Worker:
     @property
     def put_off(self) -> Collection[str]:
         """Uids of the runs that this machine could not go on with."""
-        return getattr(self._callback, "put_off", ())
+        return self._callback.put_off
 
     def begin_anew(self) -> None:
         """Go on with a new callback, which knows nothing; nobody puts meanwhile.
@@ -232,18 +246,18 @@ class Worker:
         ticked_at = time.monotonic()
         while True:
             try:
-                item = self._queue.get(timeout=_tick_s(callback))
+                item = self._queue.get(timeout=min(TICK_S, callback.tick_s))
             except Empty:
                 item = _NOTHING
             if self._leaving:
                 self._queue.put(item)
-                self._guard(None, getattr(callback, "abandon", lambda: None))
+                self._guard(None, callback.abandon)
                 return
             if item is None:
                 break
             if item is not _NOTHING:
                 self._work(callback, item)
-            if time.monotonic() - ticked_at >= _tick_s(callback):
+            if time.monotonic() - ticked_at >= min(TICK_S, callback.tick_s):
                 ticked_at = time.monotonic()
                 self._guard(None, lambda: self._tick(callback))
                 self._end_ignored()
@@ -321,11 +335,6 @@ class Worker:
 
 
 _NOTHING = _Item(None, "", None, None, 0)
-
-
-def _tick_s(callback: Callback) -> float:
-    """Return how soon the callback wants to be ticked, where it says so."""
-    return min(TICK_S, getattr(callback, "tick_s", TICK_S))
 
 
 def _document(item: _Item) -> dict[str, Any]:

@@ -8,7 +8,6 @@ or strings, and every other dtype is refused: what they would hold is pickled.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ebl_stream import strict_json
 from ebl_stream.transport.documents import DocumentError, pack, unpackb
 
 MAX_VALUES = 1_000_000
@@ -40,7 +40,7 @@ def repack(value: bytes) -> bytes:
         plain data, a value that cannot travel, or too many of them.
     """
     try:
-        said = json.loads(value) if _is_json(value) else _unpack(value)
+        said = strict_json.loads(value) if _is_json(value) else _unpack(value)
     except DocumentError:
         raise
     except Exception as error:  # msgpack raises a dozen kinds, JSON some

@@ -165,7 +165,8 @@ class _Stream:
     def _update(self, node: Any) -> None:
         """Look how far the stream has grown, and where new keys are."""
         parts = dict(node.items())
-        self._rows = _read_rows(parts[_TABLE]) if _TABLE in parts else []
+        if _TABLE in parts:
+            self._rows += _read_rows(parts[_TABLE], len(self._rows))
         for key, described in self._descriptor["data_keys"].items():
             if key not in parts or key == _TABLE:
                 continue
@@ -287,9 +288,14 @@ def _resource(
     }
 
 
-def _read_rows(table: Any) -> list[dict[str, Any]]:
-    """Read a stream's scalars, one dictionary of plain values per event."""
-    columns = {str(key): values.tolist() for key, values in table.read().items()}
+def _read_rows(table: Any, first: int) -> list[dict[str, Any]]:
+    """Read a stream's scalars from an event on, a dictionary of plain values each.
+
+    The server sends the whole table: it knows no ranges of rows. Rows are appended,
+    never changed.
+    """
+    frame = table.read()[first:]
+    columns = {str(key): values.tolist() for key, values in frame.items()}
     return [
         dict(zip(columns, row, strict=True))
         for row in zip(*columns.values(), strict=True)

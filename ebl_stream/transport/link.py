@@ -95,7 +95,6 @@ class Link:
             self._backlog.append(packed)
         except Exception as error:  # nothing may reach the RunEngine
             self.note("lost", f"a {name} document could not be kept: {error}")
-        self._sender.wake()
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until the service has everything; False if it has not in time."""

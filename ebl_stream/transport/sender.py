@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import threading
 import time
@@ -21,6 +19,12 @@ WINDOW_MESSAGES = 1024
 RETRY_S = 0.25
 MAX_RETRY_S = 5.0
 PING_S = 0.5
+LOOK_MS = 20
+"""How long a document waits for the thread at most.
+
+It is not woken: who wakes a thread in the midst of the RunEngine's call hands it the
+interpreter's lock, and where all cores are busy gets that back a time slice later.
+"""
 ZERO_COPY_BYTES = 65_536
 
 
@@ -76,9 +80,6 @@ class Sender:
         self._asked: list[str] = []
         self._blocked = False
         self._stopping = False
-        self._wake_out, self._wake_in = os.pipe()
-        os.set_blocking(self._wake_in, False)
-        os.set_blocking(self._wake_out, False)
         self._thread = threading.Thread(
             target=self._run, name="ebl-stream-sender", daemon=True
         )
@@ -87,26 +88,15 @@ class Sender:
         """Start the thread."""
         self._thread.start()
 
-    def wake(self) -> None:
-        """Make the thread look (any thread; never waits)."""
-        with contextlib.suppress(OSError):  # full: it is awake; closed: it is gone
-            os.write(self._wake_in, b"\0")
-
     def move(self, endpoint: str) -> None:
         """Go on with another service; what is not acknowledged is sent there."""
         self._move_to = endpoint
-        self.wake()
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread; False if it has not ended in time."""
         self._stopping = True
-        self.wake()
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            return False
-        os.close(self._wake_in)
-        os.close(self._wake_out)
-        return True
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         context = zmq.Context()
@@ -127,7 +117,7 @@ class Sender:
             self._blocked = False
             self._ping(socket)
             self._send_due(socket)
-            self._wait(socket)
+            socket.poll(LOOK_MS, zmq.POLLIN | (zmq.POLLOUT if self._blocked else 0))
             self._receive(socket)
         except Exception as error:  # the thread must outlive any surprise
             self._desk.note("sender fault", f"sender: {type(error).__name__}: {error}")
@@ -144,14 +134,6 @@ class Sender:
         socket.connect(self._endpoint)
         self._held.clear()
         return socket
-
-    def _wait(self, socket: zmq.Socket[bytes]) -> None:
-        poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if self._blocked else 0))
-        poller.register(self._wake_out, zmq.POLLIN)
-        ready = dict(poller.poll(100))
-        if self._wake_out in ready:
-            os.read(self._wake_out, 65_536)
 
     def _ping(self, socket: zmq.Socket[bytes]) -> None:
         runs = self._desk.runs_asked_about()
