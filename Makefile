@@ -16,6 +16,9 @@ PYTHON :=
 # More options of the demo: make demo DEMO="--columns 512 --order interlaced"
 DEMO :=
 
+# Test processes at a time: make test TEST_WORKERS=4
+TEST_WORKERS := 2
+
 # Sizes of the campaign: make campaign CAMPAIGN="--minutes 5 --kills 40"
 CAMPAIGN :=
 
@@ -74,8 +77,9 @@ $(READY): pyproject.toml
 demo: setup
 	@$(BIN)/ebl-stream demo $(DEMO)
 
+# A file's tests stay together: they share servers and scans.
 test: lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check

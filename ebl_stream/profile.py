@@ -112,6 +112,8 @@ class Geometry(_Section):
     """False ignores what the file or start document states, and measures."""
     reverse_theta: bool = False
     """True where the stage turns the other way round."""
+    theta_offset_deg: float = Field(default=0.0, ge=-360, le=360)
+    """Is added to every angle, deg: lines up scans whose zeros differ."""
     flip_columns: bool = False
     """True where the detector image is mirrored left to right."""
     offset_detector: bool = False
@@ -169,7 +171,8 @@ class Refresh(_Section):
     every: float = Field(default=0.1, gt=0, le=1)
     """Fraction of the promised projections between two published versions."""
     interpret_every: int = Field(default=5, ge=1)
-    """Every so many versions are also denoised and segmented; the last one always."""
+    """Every so many versions, some slabs are also denoised and segmented; of the last
+    one all."""
     slab_rows: int = Field(default=32, ge=4, le=512, multiple_of=4)
     """Detector rows reconstructed together."""
     first_rows: tuple[int, int] | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,25 @@ DATA = Path(
         "EBL_STREAM_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"
     )
 )
-
+LONGEST = (
+    "test_mutations.py",
+    "test_crash.py",
+    "test_tiled_subscription.py",
+    "test_docker_stack.py",
+    "test_live.py",
+    "test_tiled_link.py",
+    "test_measured.py",
+    "test_stages.py",
+)
+"""Files that begin first, or one process would be alone with them at the end."""
 
 _status = [0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    place = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:
@@ -26,13 +43,21 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    """End at once: some library of a whole run's crashes an interpreter that ends.
+    """End at once: some library of a whole run's crashes a process that ends.
 
-    It does so after the last test and only when all files ran in one process.
+    It asks for Python's lock (`PyThreadState_New` of no interpreter) when Python is
+    gone already, after the last test and only when all files ran in one process.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(_status[0])
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder with a short name: the path of a socket has at most 100 bytes."""
+    with tempfile.TemporaryDirectory(prefix="ebl-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 from ebl_stream.sources.listener import Listener
 from ebl_stream.transport.documents import unpack
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 class Shelf:

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+from campaign.forks import ebl_stream
 from rich.console import Console
 
 from ebl_stream.cli.messages import answer_errors
@@ -54,6 +55,7 @@ LEDGER = {
 
 Scan = dict[str, Any]
 Change = Callable[[Scan], None]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def make_scan() -> Scan:
@@ -87,14 +89,17 @@ def command(*words: object) -> list[str]:
 
 
 def run(cwd: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run the command as a script does, in a fresh interpreter."""
     return subprocess.run(
         command(*words), cwd=cwd, capture_output=True, text=True, timeout=150
     )
 
 
-def replay(cwd: Path, source: object, *words: object) -> dict[str, Any]:
+def replay(
+    cwd: Path, source: object, *words: object, by: Run = ebl_stream
+) -> dict[str, Any]:
     """Replay with --json and check the contract of the streams."""
-    done = run(cwd, "replay", source, "--tiled", "none", "--json", *words)
+    done = by(cwd, "replay", source, "--tiled", "none", "--json", *words)
     assert done.returncode in (0, 3), done.stderr
     (line,) = done.stdout.splitlines()
     result = json.loads(line)
@@ -104,10 +109,12 @@ def replay(cwd: Path, source: object, *words: object) -> dict[str, Any]:
     return {**result, "exit": done.returncode, "stderr": done.stderr}
 
 
-def assert_refused(folder: Path, *words: object, says: str = "") -> None:
+def assert_refused(
+    folder: Path, *words: object, says: str = "", by: Run = ebl_stream
+) -> None:
     """Check that a command ends with 2, one short message and nothing else."""
     before = sorted(folder.rglob("*"))
-    done = run(folder, *words)
+    done = by(folder, *words)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert 1 <= len(done.stderr.strip().splitlines()) <= 4, done.stderr
@@ -143,7 +150,7 @@ USAGE = {
 def test_bad_usage_is_refused(case: str, tmp_path: Path) -> None:
     write(tmp_path / "scan.h5")
     words, says = USAGE[case]
-    assert_refused(tmp_path, *words, says=says)
+    assert_refused(tmp_path, *words, says=says, by=run)
 
 
 PROFILE = {
@@ -226,7 +233,8 @@ def test_what_is_no_scan_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.h5").write_text("not HDF5 at all")
     whole = write(tmp_path / "scan.h5").read_bytes()
     (tmp_path / "cut.h5").write_bytes(whole[:100])
-    for source in ("missing.h5", "notes.h5", "cut.h5", "."):
+    assert_refused(tmp_path, "replay", "missing.h5", "--json", by=run)
+    for source in ("notes.h5", "cut.h5", "."):
         assert_refused(tmp_path, "replay", source, "--json")
 
 
@@ -277,7 +285,7 @@ def test_warnings_do_not_bury_the_one_message(tmp_path: Path) -> None:
     write(tmp_path / "scan.h5", no_references)
     words = ("replay", "scan.h5", "--rows", f"0:{N_ROWS + 1}")
     assert_refused(tmp_path, *words)
-    done = run(tmp_path, *words)
+    done = run(tmp_path, *words)  # not forked: libraries warn when they are imported
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -296,7 +304,7 @@ def test_without_permission_is_refused(tmp_path: Path) -> None:
 
 def test_a_sound_scan_is_complete(tmp_path: Path) -> None:
     write(tmp_path / "scan.h5")
-    result = replay(tmp_path, "scan.h5", "--plain")
+    result = replay(tmp_path, "scan.h5", "--plain", by=run)
     assert (result["exit"], result["state"]) == (0, "complete")
     assert result["ledger"]["used"] == result["n_projections"] == N_ANGLES
     assert result["rotation_center_source"] == "measured"
@@ -378,7 +386,7 @@ def test_a_truncated_measured_scan_is_partial_or_refused(
     whole = measured_scan(file).read_bytes()
     (tmp_path / "scan.h5").write_bytes(whole[: int(share * len(whole))])
     words = ("replay", "scan.h5", "--tiled", "none", "--json", "--plain")
-    done = run(tmp_path, *words)
+    done = ebl_stream(tmp_path, *words)
     if done.returncode == 2:
         assert "scan.h5 is truncated" in done.stderr
         assert len(done.stderr.splitlines()) <= 4
@@ -433,7 +441,9 @@ def test_embedded_tiled_has_the_result(tmp_path: Path) -> None:
 def test_tiled_down_is_no_reason_to_fail(tmp_path: Path) -> None:
     """Nobody listens on the discard port of this machine."""
     write(tmp_path / "scan.h5")
-    done = run(tmp_path, "replay", "scan.h5", "--tiled", "http://127.0.0.1:9", "--json")
+    done = ebl_stream(
+        tmp_path, "replay", "scan.h5", "--tiled", "http://127.0.0.1:9", "--json"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tiled_uri"] is None
     assert "not in Tiled" in done.stderr
@@ -443,10 +453,12 @@ def test_tiled_down_is_no_reason_to_fail(tmp_path: Path) -> None:
 
 
 def test_check_answers_with_a_code(tmp_path: Path) -> None:
-    done = run(tmp_path, "check", "demo", "--tiled", "none")
+    done = ebl_stream(tmp_path, "check", "demo", "--tiled", "none")
     assert done.returncode == 0, done.stderr
     assert "flat_field" in done.stdout
-    huge = run(tmp_path, "check", "--tiled", "none", "--shape", "3000,90000,90000")
+    huge = ebl_stream(
+        tmp_path, "check", "--tiled", "none", "--shape", "3000,90000,90000"
+    )
     assert huge.returncode == 2
     assert "stop" in huge.stdout
     assert list(tmp_path.iterdir()) == []

@@ -107,9 +107,9 @@ def test_killed_while_tiled_is_told_tiled_has_it_all_the_same(
 
 
 def test_a_door_of_its_own_starts_the_service_again_within_a_scan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
     door = LiveReconstruction("demo", out=tmp_path / "out", set=SETTINGS, tiled="none")
     detector = Detector(tmp_path / "detector.jsonl")
     try:

@@ -116,6 +116,8 @@ def test_half_way_a_subscriber_has_seen_every_slab_sharpen(tmp_path: Path) -> No
     announced = [0]
 
     def count(name: str, doc: dict[str, Any]) -> None:
+        if name == "start":
+            assert door.flush(PATIENCE_S)  # the service listens before frames come
         if name == "stream_datum" and doc["indices"]["stop"] > announced[-1]:
             announced.append(doc["indices"]["stop"])
 
@@ -135,7 +137,6 @@ def test_half_way_a_subscriber_has_seen_every_slab_sharpen(tmp_path: Path) -> No
             stage = RotationStage()
             model = DetectorModel(ROWS, COLUMNS)
             camera = TomoDetector(raw, stage, phantom, model, name="camera")
-        # A first scan wakes the service up; the second is looked at.
         engine(tomo_scan(camera, stage, N, "golden", 5.0, 4, 4))
         final = door.wait(PATIENCE_S)
     finally:

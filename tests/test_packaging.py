@@ -73,7 +73,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         ("callbacks", "ebl_stream/callbacks"),
         ("profiles", "ebl_stream/profiles"),
     ):
-        kinds = ("*.py", "*.yaml", "*.cu")
+        kinds = ("*.py", "*.yaml", "*.cu", "models/*.safetensors", "models/*.json")
         files = [file for kind in kinds for file in (ROOT / folder).rglob(kind)]
         expected |= {f"{place}/{file.relative_to(ROOT / folder)}" for file in files}
     names = set(zipfile.ZipFile(wheel).namelist())

@@ -316,6 +316,7 @@ def test_a_burst_that_the_bus_loses_is_named_within_a_second(
         began = time.monotonic()
         until(lambda: service.listener.problems["gap"] == n_lost)
         assert time.monotonic() - began < 1.5
+        until(lambda: "did not come" in caplog.text)  # said after it is counted
         (record,) = [r for r in caplog.records if "did not come" in r.message]
         assert f"primary: events 100 to {99 + n_lost} did" in record.message
         stop = {"uid": "s", "run_start": "r", "num_events": {"primary": 1203}}

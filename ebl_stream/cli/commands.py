@@ -1,4 +1,6 @@
-"""The command line: ``demo replay serve check look browse export clean bench``.
+"""The command line.
+
+Its commands: ``demo replay serve check look browse export clean models train bench``.
 
 Exit codes: 0 complete, 3 partial, 2 bad usage or input (nothing was written), 1
 internal fault, 130 after Ctrl-C. Results go to stdout, everything else to stderr.
@@ -16,6 +18,7 @@ from typing import Any
 import click
 
 from ebl_stream.cli.messages import answer_errors, log_to_stderr, stdout_to_stderr
+from ebl_stream.cli.nets import models
 from ebl_stream.cli.options import (
     DEFAULT_OUT,
     RowsOption,
@@ -26,6 +29,7 @@ from ebl_stream.cli.options import (
     tiled_option,
 )
 from ebl_stream.cli.results import clean, export
+from ebl_stream.cli.training import train
 from ebl_stream.errors import InputError
 
 PLAIN: dict[str, Any] = {
@@ -313,6 +317,8 @@ def bench(columns: int, angles: int, rows: int, threads: int, as_json: bool) -> 
 
 cli.add_command(export)
 cli.add_command(clean)
+cli.add_command(models)
+cli.add_command(train)
 
 
 def check_out(out: Path) -> None:

@@ -9,6 +9,9 @@ EXTRAS = {
     "confluent_kafka": "kafka",
     "p4p": "pva",
     "astra": "astra",
+    "matplotlib": "learn",
+    "safetensors": "learn",
+    "torch": "learn",
 }
 """The extra that brings a package, where that is not ``service``."""
 

@@ -38,6 +38,8 @@ class FinalPass:
         self._projections = projections
         self._rooms = rooms
         self._order = sinogram_order(projections.window.theta)
+        self.theta = projections.window.theta[self._order]
+        """rad, (angle,), of what `sinograms` returns."""
         self._rings = projections.rings() if rings else None
         self._whole = self._spool() if rooms.preprocessor.whole_frame else None
 
@@ -46,7 +48,7 @@ class FinalPass:
         if not self._rooms.final:
             return
         grids = self._projections.grids
-        theta = self._projections.window.theta[self._order]
+        theta = self.theta
         shares = self._projections.window.applied[self._order]
 
         def one(slab: int) -> None:
@@ -71,8 +73,7 @@ class FinalPass:
             # A ray and its opposite share one weight.
             wide = wide * np.float32(2)
         center = grids.field.to_field(grids.rotation_center)
-        theta = self._projections.window.theta[self._order]
-        volume = backend(wide, theta, center)
+        volume = backend(wide, self.theta, center)
         if out is None:
             return volume
         out[:] = volume

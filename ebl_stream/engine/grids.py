@@ -166,6 +166,11 @@ class Grids:
         self._scratch = threading.local()
         return self._fourier != before
 
+    @property
+    def padding(self) -> Padding:
+        """What lies beyond the detector: zeros, or what its edges see."""
+        return self._fourier.padding
+
     def empty(self, slab: int) -> None:
         """Empty the grids of one slab."""
         self._accumulators[slab].reset()

@@ -182,13 +182,13 @@ class Looks:
         moved = self._center.position != projections.grids.rotation_center
         is_last = not (moved or rooms.final or rooms.backend)
         facts = self._facts()
-        self._publish(Wishes(), facts, final=True, judge=is_last)
+        self._publish(self._rows_wished(), facts, final=True, judge=is_last)
         if is_last:
             return
         if moved:
             self._rebuild()
         if not (rooms.final or rooms.backend):
-            self._publish(Wishes(), self._facts(), final=True)
+            self._publish(self._rows_wished(), self._facts(), final=True)
             return
         projections.balance_halves()
         facts = self._facts()
@@ -196,7 +196,11 @@ class Looks:
         better.refill_grids()
         make = better.volume if rooms.backend else None
         rings = not rooms.final
-        self._publish(Wishes(), facts, final=True, rings=rings, make=make)
+        self._publish(self._rows_wished(), facts, final=True, rings=rings, make=make)
+
+    def _rows_wished(self) -> Wishes:
+        """Return which slabs of the final volume come first: nothing else is asked."""
+        return Wishes(rows=read_wishes(self._views.output.folder).rows)
 
     def _rebuild(self) -> None:
         """Fill the grids again, from the window, about the center that is known now."""
@@ -224,10 +228,12 @@ class Looks:
         rings = rings and self._rings_count(facts.coverage)
         lens = self._lens(wishes.window, rings=rings)
         n, held = len(projections.window), projections.grids.held
+        watched = tuple(k for k in held if self._order.is_first(k, wishes.rows))
+        how = {"final": final, "judge": judge, "make": make, "watched": watched}
         self._views.publish(
             projections,
             self._order(n, held, wishes.rows, final=final),
-            self._look(lens, facts.coverage, final=final, judge=judge, make=make),
+            self._look(lens, facts.coverage, **how),
             received=facts.received,
             provenance=facts.provenance,
         )

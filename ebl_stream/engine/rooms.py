@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ebl_stream.engine.preprocessing import Preprocessor
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Image
+from ebl_stream.nets.learner import IsBehind, Learner, LearningStage
 from ebl_stream.numerics.quality import quality_row
 from ebl_stream.numerics.warm_up import warm_up
 from ebl_stream.profile import Profile
@@ -30,7 +32,11 @@ from ebl_stream.stages import (
     build_preprocess,
     describe,
 )
+from ebl_stream.stages.denoise import Wiener
+from ebl_stream.stages.denoise_nets import missing
 from ebl_stream.stages.reconstruct import Fourier
+
+log = logging.getLogger(__name__)
 
 WARM_UP_ANGLES = 32
 
@@ -50,7 +56,7 @@ class Rooms:
     """What makes the live volume."""
     backend: BatchReconstruct | None
     """What makes the final volume, where the profile asks for something else."""
-    denoise: DenoiseStage | None
+    denoise: DenoiseStage | LearningStage | None
     segment: SegmentStage | None
     quantify: QuantifyStage | None
 
@@ -98,7 +104,7 @@ class Rooms:
             center=build("center", profile.center),
             reconstruct=live_reconstruct,
             backend=backend,
-            denoise=optional("denoise"),
+            denoise=_denoiser(optional("denoise")),
             segment=optional("segment"),
             quantify=optional("quantify"),
         )
@@ -127,6 +133,17 @@ class Rooms:
         rows = (0, len(images[0]))
         return self.preprocessor(images, references, rows, positions=positions)
 
+    def learner(self, is_behind: IsBehind) -> Learner | None:
+        """Return who denoises one run and learns from it, where the profile asks so."""
+        stage = self.denoise
+        return stage.begin(is_behind) if isinstance(stage, LearningStage) else None
+
+    @property
+    def maps_uncertainty(self) -> bool:
+        """Whether an array says how far the denoised volume may be wrong."""
+        stage = self.denoise
+        return isinstance(stage, LearningStage) and stage.uncertainty_map
+
     def warm_up(self) -> None:
         """Use every stage once, so that the first projections of a scan wait for none.
 
@@ -142,7 +159,7 @@ class Rooms:
         warm_up()
         self.center(values, theta)
         volume = self.reconstruct(values, theta, (shape[2] - 1) / 2)
-        clean = self.denoise(volume, volume[::-1]) if self.denoise else volume
+        clean = self._denoise_once(volume)
         quality_row(0, 0, 4, volume, clean, version=1, n_used=1, coverage=1.0)
         if self.rings is not None:
             self.rings.profile(values.mean(0))
@@ -150,6 +167,11 @@ class Rooms:
             labels = self.segment(volume, clean)
             if self.quantify is not None:
                 self.quantify(volume, labels)
+
+    def _denoise_once(self, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        if isinstance(self.denoise, LearningStage):
+            return volume  # its model was loaded when the room was furnished
+        return self.denoise(volume, volume[::-1]) if self.denoise else volume
 
     def as_dict(self) -> dict[str, Any]:
         """Return every stage with its settings, for provenance."""
@@ -160,3 +182,21 @@ class Rooms:
         rings = [self.rings] if self.rings else []
         chain = [*self.preprocess, *rings, *self.final]
         return {"preprocess": [describe(stage) for stage in chain], **one}
+
+
+def _denoiser(
+    stage: DenoiseStage | LearningStage | None,
+) -> DenoiseStage | LearningStage | None:
+    """Return who denoises: a filter where what a net needs is not installed."""
+    if not isinstance(stage, LearningStage):
+        return stage
+    if extra := missing():
+        log.warning(
+            "denoise: %s needs PyTorch (pip install 'ebl-stream[%s]'): "
+            "wiener stands in",
+            next(iter(describe(stage))),
+            extra,
+        )
+        return Wiener()
+    stage.check()
+    return stage

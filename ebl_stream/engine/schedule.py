@@ -182,6 +182,10 @@ class SlabOrder:
             self._seen_at[k] = n
             yield k
 
+    def is_first(self, k: int, watched: tuple[int, int] | None) -> bool:
+        """Whether a slab is watched, or in the region of interest."""
+        return self._overlaps(k, watched) or self._overlaps(k, self._first_rows)
+
     def _overlaps(self, k: int, rows: tuple[int, int] | None) -> bool:
         z0, z1 = self._slabs[k]
         return rows is not None and rows[0] < z1 and z0 < rows[1]

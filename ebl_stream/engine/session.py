@@ -99,7 +99,7 @@ class Session:
         self._window = Window(profile.window.max_bytes)
         audit.begin(self._window, scan.run_uid, output.processed_uid)
         self._sum: ProjectionSum | None = None
-        self._views = Views(scan, profile, rooms, output)
+        self._views = Views(scan, profile, rooms, output, is_behind)
         self._is_behind = is_behind
         self._accumulators = accumulators
         self._looks: Looks | None = None
@@ -276,7 +276,7 @@ class Session:
 
     def _air(self) -> References:
         """Return what stands in for flats: the same, in whatever order frames came."""
-        places = [place for _, place in sorted(self._window.places.items())]
+        places = self._window.in_order().tolist()
         some = places[:: -(-len(places) // BLOCK)]
         return self._references.assumed([self._window.image(k) for k in some])
 
@@ -384,10 +384,9 @@ class Session:
 
     def _angles(self) -> dict[str, Any]:
         """Return the indices and angles in the volume."""
-        index = sorted(self._window.places)
-        places = [self._window.places[k] for k in index]
+        places = self._window.in_order()
         return {
-            "index": index,
+            "index": sorted(self._window.indices),
             "theta_rad": self._window.theta[places].tolist(),
             "half": "".join("AB"[half] for half in self._window.half[places]),
         }

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ebl_stream import __version__
-from ebl_stream.engine.grids import DIFFERENCE, SUM, Grids, Lens
+from ebl_stream.engine.grids import SUM, Grids, Lens
+from ebl_stream.engine.interpret import Interpreter
 from ebl_stream.engine.previews import Previews
 from ebl_stream.engine.projections import ProjectionSum
 from ebl_stream.engine.rooms import Rooms
@@ -23,17 +24,9 @@ from ebl_stream.engine.viewer import Wishes
 from ebl_stream.errors import InputError
 from ebl_stream.frames import Scan
 from ebl_stream.numerics.aligned import aligned_empty
-from ebl_stream.numerics.quality import quality_row
 from ebl_stream.profile import Profile
 from ebl_stream.publish.output import ArraySpec, RunOutput
 from ebl_stream.result import Progress, Result, State
-
-JUDGED_SLABS = 4
-"""Slabs whose quality is looked at before the end, at most about."""
-
-JUDGED_SLICES = 8
-"""Slices of a slab that its quality figures are made of, about."""
-
 
 Make = Callable[[int, NDArray[np.float32] | None], NDArray[np.float32]]
 """Makes a slab, ``[z, y, x]``, into an array where one is given."""
@@ -49,6 +42,8 @@ class Look:
     interpret: bool
     """Whether there is memory to denoise and segment it."""
     final: bool = False
+    watched: tuple[int, ...] = ()
+    """Slabs that somebody looks at, or that the profile wants first."""
     judge: bool = True
     """Whether quality, noise and phases are looked at, too."""
     make: Make | None = None
@@ -59,7 +54,12 @@ class Views:
     """Make and publish the versions of one run's volume."""
 
     def __init__(
-        self, scan: Scan, profile: Profile, rooms: Rooms, output: RunOutput
+        self,
+        scan: Scan,
+        profile: Profile,
+        rooms: Rooms,
+        output: RunOutput,
+        is_behind: Callable[[], bool] | None = None,
     ) -> None:
         self.output = output
         self.version = 0
@@ -68,8 +68,10 @@ class Views:
             "last_projection_to_recon": None,
             "last_projection_to_first_slab": None,
             "last_projection_to_volume": None,
+            "last_projection_to_watched": None,
         }
-        """s; ``recon`` is the whole volume in memory, ``volume`` the same on disk."""
+        """s; ``recon`` is the whole volume in memory, ``volume`` the same on disk,
+        ``watched`` the slabs that somebody looks at, denoised, on disk."""
         self._scan = scan
         self._profile = profile
         self._rooms = rooms
@@ -77,7 +79,8 @@ class Views:
         self._whole: NDArray[np.float32] | None = None
         self._touching: list[Future[None]] = []
         self._newest_latency: float | None = None
-        self._rows: dict[int, dict[str, Any]] = {}
+        learner = rooms.learner(is_behind)
+        self._interpreter = Interpreter(rooms, output, learner)
         self._n_previews = 0
         self._previews: Previews | None = None
         self._looks: list[int] = []
@@ -95,6 +98,7 @@ class Views:
 
     def close(self) -> None:
         """Let go of the volume, and of the threads that write it."""
+        self._interpreter.close()
         self.drop_room()
         self._previews = None
         self.output.close()
@@ -163,7 +167,8 @@ class Views:
         slabs = itertools.chain([one], wanted)
         self.version += 1
         stamp = {"version": self.version, "n_used": n_used, "coverage": look.coverage}
-        done = self._reconstruct(grids, slabs, look, last, stamp)
+        with self._interpreter.hold():
+            done = self._reconstruct(grids, slabs, look, last, stamp)
         if self.version == 1 and first is not None:
             self.latency["first_preview"] = time.monotonic() - first
         if look.final:
@@ -173,14 +178,16 @@ class Views:
             projections.balance_halves()
         coverage, phases = projections.angular_coverage, {}
         if look.judge:
-            phases = self._judge(grids, done, look, coverage, stamp)
-        fresh = [row for row in self._rows.values() if row["version"] == self.version]
+            phases = self._look_closer(projections, done, look, coverage, stamp)
+        rows = self._interpreter.rows.values()
+        fresh = [row for row in rows if row["version"] == self.version]
         self.output.quality(sorted(fresh, key=lambda row: row["slab"]))
         self._looks.append(n_used)
         self.output.update(
             provenance
             | {"looks": {"n_used": self._looks}, "timings": grids.timings.as_dict()}
             | ({"phases": phases} if phases else {})
+            | self._interpreter.report()
         )
         self._newest_latency = None if last is None else time.monotonic() - last
 
@@ -220,6 +227,7 @@ class Views:
             future.result()
         if look.final:
             self._note_latency("last_projection_to_recon", last)
+            self._show_watched(grids, done, look, stamp, last)
         if self._whole is not None:
             later = [
                 grids.submit(self._write, "recon", grids, slab, self._whole, stamp)
@@ -228,6 +236,21 @@ class Views:
             for future in later:
                 future.result()
         return done
+
+    def _show_watched(
+        self,
+        grids: Grids,
+        done: list[int],
+        look: Look,
+        stamp: dict[str, Any],
+        last: float | None,
+    ) -> None:
+        """Denoise what is watched, as well as it can be by now."""
+        if self._whole is None or not look.interpret:
+            return
+        slabs = [slab for slab in done if slab in look.watched]
+        if self._interpreter.first_denoised(grids, slabs, self._whole, stamp):
+            self._note_latency("last_projection_to_watched", last)
 
     def _note_latency(self, name: str, last: float | None) -> None:
         if last is not None and self.latency[name] is None:
@@ -267,72 +290,31 @@ class Views:
     ) -> None:
         self._put(name, grids, slab, whole[slice(*grids.ranges[slab])], stamp)
 
-    def _judge(
+    def _look_closer(
         self,
-        grids: Grids,
+        projections: ProjectionSum,
         done: list[int],
         look: Look,
         angular_coverage: float,
         stamp: dict[str, Any],
     ) -> dict[str, float]:
-        """Find the slabs' quality figures; denoise and segment when it is time."""
+        """Judge slabs; denoise and segment them when it is time."""
+        rooms, interpreter, whole = self._rooms, self._interpreter, self._whole
+        grids = projections.grids
+        slabs = [slab for slab in done if grids.has_halves(slab)]
+        if not look.final:
+            slabs = interpreter.monitors(grids, done, look.watched)
+        interpreter.judge(
+            grids, slabs, whole, look.lens, angular_coverage, stamp, is_last=look.final
+        )
         due = look.final or self.version % self._profile.refresh.interpret_every == 0
-        whole = self._whole
-        interpret = due and look.interpret and whole is not None
-        interpret = interpret and len(done) == len(grids.ranges)
-        clean = whole
-        if interpret and self._rooms.denoise is not None:
-            clean = np.empty_like(whole)
-        judged = [slab for slab in done if grids.has_halves(slab)]
-        if not interpret and not look.final:
-            judged = sorted(judged)[:: max(1, -(-len(judged) // JUDGED_SLABS))]
-
-        if judged:
-            grids.share(look.lens, DIFFERENCE)
-
-        def one(slab: int) -> None:
-            z0, z1 = grids.ranges[slab]
-            difference = grids.half_difference(slab, look.lens)
-            if whole is not None:
-                volume = whole[z0:z1]
-            else:
-                volume = grids.volume(slab, look.lens)
-            self._rows[slab] = quality_row(
-                slab,
-                z0,
-                z1,
-                _sample(volume),
-                _sample(difference),
-                angular_coverage=angular_coverage,
-                **stamp,
-            )
-            if interpret and self._rooms.denoise is not None and clean is not None:
-                begun = time.perf_counter()
-                clean[z0:z1] = self._rooms.denoise(volume, difference)
-                grids.timings.note("denoise", slab, time.perf_counter() - begun)
-                self._write("denoised", grids, slab, clean, stamp)
-
-        for future in [grids.submit(one, slab) for slab in judged]:
-            future.result()
-        if not interpret or clean is None or whole is None:
+        if not (due and look.interpret and whole is not None and slabs):
             return {}
-        return self._segment(grids, whole, clean, stamp)
-
-    def _segment(
-        self,
-        grids: Grids,
-        volume: NDArray[np.float32],
-        clean: NDArray[np.float32],
-        stamp: dict[str, Any],
-    ) -> dict[str, float]:
-        """Segment and quantify; the raw volume always stands beside."""
-        rooms = self._rooms
-        if rooms.segment is None:
+        if rooms.denoise is None and rooms.segment is None:
             return {}
-        labels = rooms.segment(volume, clean)
-        for slab in grids.held:
-            self._write("labels", grids, slab, labels, stamp)
-        return rooms.quantify(volume, labels) if rooms.quantify else {}
+        return interpreter.interpret(
+            projections, slabs, whole, look.lens, stamp, is_last=look.final
+        )
 
     def _open(self, grids: Grids, look: Look, provenance: dict[str, Any]) -> Previews:
         """Allocate the arrays, once."""
@@ -343,6 +325,8 @@ class Views:
         arrays = [ArraySpec("recon", shape, "<f4", "1/px")]
         if self._rooms.denoise is not None and look.interpret:
             arrays.append(ArraySpec("denoised", shape, "<f4", "1/px"))
+            if self._rooms.maps_uncertainty:
+                arrays.append(ArraySpec("uncertainty", shape, "<f4", "1/px"))
         if self._rooms.segment is not None and look.interpret:
             arrays.append(ArraySpec("labels", shape, "|u1", "label"))
         self._previews = Previews(self._profile.preview, shape, can_peek=grids.can_peek)
@@ -377,7 +361,7 @@ class Views:
 
     def progress(self, **facts: Any) -> Progress:
         """Return a `Progress` with what is known here added."""
-        resolutions = [row["resolution_px"] for row in self._rows.values()]
+        resolutions = [row["resolution_px"] for row in self._interpreter.rows.values()]
         finite = [value for value in resolutions if value is not None]
         return Progress(
             processed_uid=self.output.processed_uid,
@@ -417,14 +401,13 @@ class Views:
         """Return the last version's figures, mean over the slabs that have them."""
         names = ("resolution_px", "frc_mean", "split_noise")
         known = {
-            name: [row[name] for row in self._rows.values() if row[name] is not None]
+            name: [
+                row[name]
+                for row in self._interpreter.rows.values()
+                if row[name] is not None
+            ]
             for name in names
         }
         return {
             name: float(np.mean(values)) for name, values in known.items() if values
         }
-
-
-def _sample(slab: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return some slices of a slab, enough for its figures."""
-    return slab[:: max(1, len(slab) // JUDGED_SLICES)]

@@ -8,10 +8,11 @@ from ebl_stream.numerics import previews
 from ebl_stream.numerics.accumulate import Accumulator
 from ebl_stream.numerics.fan import Common, Fan
 from ebl_stream.numerics.fourier_plan import FourierPlan
+from ebl_stream.numerics.projector import Sirt
 
 
 def warm_up() -> None:
-    """Compile all kernels of accumulation, or load them from `kernel_cache.folder`.
+    """Compile all kernels of a run, or load them from `kernel_cache.folder`.
 
     It takes some ten seconds on a new machine, and less than one from then on.
     """
@@ -24,3 +25,4 @@ def warm_up() -> None:
     previews.plane_x(accumulator, 10)
     previews.plane_y(accumulator, 10)
     previews.binned(accumulator, 2)
+    Sirt(theta, 9.5, 20, 20)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from ebl_stream.numerics.noise2filter import NormalEquations, filter_slices
 from ebl_stream.numerics.quality import rings, soft_circle
 
 RING_SMOOTHING = 5
@@ -52,6 +53,23 @@ class Wiener:
         ring = rings(volume.shape, half=True)
         weights = np.clip(gain, 0, 1).astype(np.float32)[:, ring]
         return _image(_spectrum(volume) * weights, volume.shape)
+
+
+@dataclass(frozen=True)
+class Noise2Filter:
+    """The filter along the detector that makes each half best from the other.
+
+    See `ebl_stream.numerics.noise2filter`; it has no parameter, and is another filter
+    of filtered back-projection. Every slab has its own.
+    """
+
+    def __call__(
+        self, volume: NDArray[np.float32], half_difference: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Filter a slab: ``volume`` is A + B, ``half_difference`` A - B, [z, y, x]."""
+        equations = NormalEquations(volume.shape[-1])
+        equations.add(volume, half_difference)
+        return filter_slices(volume, equations.solve())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ little time; what they run is `serve`, as `ebl-stream serve` does.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -22,6 +21,7 @@ import zarr
 from checker.check import Report, check
 from numpy.typing import NDArray
 
+from campaign.forks import forked
 from campaign.scan import SETTINGS, Detector, N
 from ebl_stream import audit, failpoints, profile_file
 from ebl_stream.service.service import Settings, serve
@@ -30,9 +30,6 @@ from ebl_stream.transport.link import Link
 PATIENCE_S = 60.0
 SAME = 1e-6
 """Largest difference of two volumes, relative to the largest value."""
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["campaign.preload"])
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class House:
     def start(self, failpoint: str = "", **changes: Any) -> BaseProcess:
         """Start a service, the one before being dead."""
         fields = {**self.orders.__dict__, "failpoint": failpoint, **changes}
-        self.process = _context.Process(target=_serve, args=(Orders(**fields),))
+        self.process = forked(_serve, Orders(**fields))
         self.process.start()
         return self.process
 

@@ -2,6 +2,7 @@
 
 from campaign.scan import SETTINGS
 from ebl_stream import profile_file
+from ebl_stream.cli import __main__, check, replay  # noqa: F401
 from ebl_stream.engine.rooms import Rooms
 from ebl_stream.publish import publishing  # noqa: F401
 from ebl_stream.reconstruction import Reconstruction  # noqa: F401
