@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,30 +26,10 @@ LONGEST = (
 )
 """Files that begin first, or one process would be alone with them at the end."""
 
-_status = [0]
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     place = {name: k for k, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
-
-
-def pytest_sessionfinish(exitstatus: int) -> None:
-    """Keep what the tests came to."""
-    _status[0] = int(exitstatus)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure() -> None:
-    """End at once: some library of a whole run's crashes a process that ends.
-
-    It asks for Python's lock (`PyThreadState_New` of no interpreter) when Python is
-    gone already, after the last test and only when all files ran in one process.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(_status[0])
 
 
 @pytest.fixture

@@ -77,13 +77,13 @@ def test_a_net_that_returns_what_it_was_given_is_never_published(noise: float) -
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-@pytest.mark.parametrize("share", ["everywhere", "in one pixel"])
+@pytest.mark.parametrize("share", ["everywhere", "here and there"])
 def test_a_net_that_makes_what_is_not_finite_is_never_published(
     value: float, share: str
 ) -> None:
     def spoil(seen: np.ndarray) -> np.ndarray:
         made = ndimage.gaussian_filter(seen, (0, 1, 1))  # good, but for that
-        places = slice(None) if share == "everywhere" else made.shape[-1] // 2
+        places = slice(None, None, 1 if share == "everywhere" else 8)
         made[:, places, places] = value
         return made
 

@@ -1,6 +1,8 @@
 """Opening files that somebody else named: links, addresses, truncation."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -236,6 +238,30 @@ def test_a_truncated_file_gives_its_whole_frames(root, libver, layout, share):
             except OSError:
                 continue  # a broken chunk says so itself
     assert not is_truncated(root / "whole.h5")
+
+
+STILL_OPEN = """
+import sys, threading
+from pathlib import Path
+from ebl_stream.ingest.hdf5 import open_hdf5
+
+is_open = threading.Event()
+
+def hold():
+    file = open_hdf5(Path(sys.argv[1]))
+    is_open.set()
+    threading.Event().wait()
+
+threading.Thread(target=hold, daemon=True).start()
+assert is_open.wait(60)
+"""
+
+
+def test_a_process_that_ends_amid_a_truncated_file_does_not_crash(root):
+    whole = write(root / "whole.h5").read_bytes()
+    (root / "cut.h5").write_bytes(whole[:-100])
+    command = [sys.executable, "-c", STILL_OPEN, str(root / "cut.h5")]
+    assert subprocess.run(command).returncode == 0
 
 
 def test_a_frame_is_read_again_by_its_reference(root):

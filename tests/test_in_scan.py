@@ -22,7 +22,7 @@ from ebl_stream.nets.architecture import Architecture
 from ebl_stream.nets.guard import Standing
 from ebl_stream.nets.in_scan import InScan, Start
 from ebl_stream.nets.pairs import Pairs
-from ebl_stream.nets.trainer import Trainer, weights_hash
+from ebl_stream.nets.trainer import IN_SCAN, Trainer, weights_hash
 from tests.learners import (
     LONG,
     STEPS,
@@ -77,7 +77,7 @@ def test_another_seed_learns_something_else(look: Any) -> None:
     hashes = set()
     for seed in (0, 1):
         one = InScan(tiny_start(), steps=3, seed=seed)
-        one.learn([look[1:]], 1.0)
+        one.finish([look[1:]])
         hashes.add(weights_hash(one._trainer.average))
     assert len(hashes) == 2
 
@@ -88,7 +88,8 @@ def test_steps_are_counted_by_coverage(look: Any) -> None:
     for coverage in (0.25, 0.5, 0.5, 0.3, 0.75, 1.2):
         one.learn([look[1:]], coverage)
         taken.append(steps_of(one))
-    assert taken == [STEPS // 4, STEPS // 2, *[STEPS // 2] * 2, 18, STEPS]
+    due = [round(STEPS * IN_SCAN * c) for c in (0.25, 0.5, 0.5, 0.5, 0.75, 1)]
+    assert taken == due
     one.finish([look[1:]])
     assert steps_of(one) == one.report()["steps_budget"] == STEPS
 
@@ -104,7 +105,7 @@ def test_what_it_starts_from_stays(look: Any) -> None:
     start = tiny_start()
     before = weights_hash(start.net)
     one = InScan(start, steps=STEPS)
-    one.learn([look[1:]], 1.0)
+    one.finish([look[1:]])
     assert weights_hash(start.net) == before
     told = one.report()
     assert told["start"]["weights"] == before
@@ -122,8 +123,8 @@ def test_longer_learning_does_not_make_it_worse(
     for steps in (80, 320):
         wide = Architecture(depth=3, width=16)
         torch.manual_seed(0)
-        one = InScan(Start(wide.build(), wide), steps=steps, rate=3e-3, linear=False)
-        one.learn([(volume, difference)], 1.0)
+        one = InScan(Start(wide.build(), wide), steps=steps, rate=1e-2, linear=False)
+        one.finish([(volume, difference)])
         made = one.denoise(volume, None)
         errors[steps] = error(made.volume, truth)
     assert errors[320] < 1.02 * errors[80]
@@ -132,7 +133,7 @@ def test_longer_learning_does_not_make_it_worse(
     last = one._as_candidate("last", one._trainer.average, steps)
     scale = one._chosen.scale
     made = scale.to_volume(last.denoise(scale.to_net(volume), None))
-    assert error(made, truth) > errors[320]
+    assert error(made, truth) > 1.05 * errors[320]
 
 
 # --- live ---------------------------------------------------------------------------
@@ -149,9 +150,10 @@ def test_learning_pauses_while_documents_wait(
     assert steps_of(one) == 0
     assert one.denoise(look[1], None).by in ("noise2filter", "fbp", "warm")
     documents.wait = False
-    until(lambda: steps_of(one) == STEPS // 2)
+    due = round(STEPS * IN_SCAN / 2)
+    until(lambda: steps_of(one) == due)
     time.sleep(0.1)
-    assert steps_of(one) == STEPS // 2
+    assert steps_of(one) == due
 
 
 def test_learning_pauses_while_the_processor_is_needed(

@@ -31,7 +31,7 @@ def look() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.fixture(scope="module")
 def taught(look: Any) -> InScan:
     one = learner(uncertainty_map=True)
-    one.learn([look[1:]], 1.0)
+    one.finish([look[1:]])
     assert one.report()["by"] != "fbp"
     return one
 
@@ -72,7 +72,7 @@ def test_slabs_of_any_size(taught: InScan, shape: tuple[int, ...]) -> None:
 def test_a_scan_without_anything_stays_as_it_is(value: float) -> None:
     one = learner(3)
     slab = np.full((4, 16, 16), value, np.float32)
-    one.learn([(slab, np.zeros_like(slab))], 1.0)
+    one.finish([(slab, np.zeros_like(slab))])
     made = one.denoise(slab, np.zeros_like(slab))
     np.testing.assert_array_equal(made.volume, slab)
     assert made.by == "fbp"
@@ -82,7 +82,7 @@ def test_a_scan_without_anything_stays_as_it_is(value: float) -> None:
 def test_a_tiny_scan(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
     one = learner(3)
-    one.learn([(values[0], values[1])], 1.0)
+    one.finish([(values[0], values[1])])
     assert "failed" not in one.report()
     assert steps_of(one) == 3
     assert np.isfinite(one.denoise(*values).volume).all()
@@ -93,14 +93,14 @@ def test_one_damaged_voxel_stops_no_learning(look: Any) -> None:
     damaged = volume.copy()
     damaged[0, 24, 24] = np.nan
     one = learner(3)
-    one.learn([(damaged, difference)], 1.0)
+    one.finish([(damaged, difference)])
     assert one.report()["by"] != "fbp"
 
 
 def test_clean_input_stays_as_it_is(look: Any) -> None:
     truth = look[0]
     one = learner(6)
-    one.learn([(truth, np.zeros_like(truth))], 1.0)
+    one.finish([(truth, np.zeros_like(truth))])
     made = one.denoise(truth, np.zeros_like(truth))
     np.testing.assert_array_equal(made.volume, truth)
     assert (made.by, made.weights, made.steps) == ("fbp", "", 0)
@@ -122,7 +122,7 @@ def test_the_unit_does_not_matter(look: Any) -> None:
         one = learner(6)
         seen = (unit * volume + offset).astype(np.float32)
         apart = (unit * difference).astype(np.float32)
-        one.learn([(seen, apart)], 1.0)
+        one.finish([(seen, apart)])
         made[unit, offset] = (one.denoise(seen, None).volume - offset) / unit
     base = made[1, 0.0]
     np.testing.assert_array_equal(made[1024, 0.0], base)
@@ -210,7 +210,7 @@ def test_where_denoising_dies_the_volume_stays(
 ) -> None:
     _, volume, difference = look
     one = learner(3)
-    one.learn([(volume, difference)], 1.0)
+    one.finish([(volume, difference)])
     dying = Candidate("adapted", raising(fault), "a1", 3)
     monkeypatch.setattr(
         one, "_chosen", in_scan.Chosen(dying, one._chosen.scale, {"adapted": 0.1})
@@ -224,7 +224,7 @@ def test_where_denoising_dies_the_volume_stays(
 def test_the_spread_of_nets_is_not_said_of_a_filter(look: Any) -> None:
     _, volume, difference = look
     one = learner(3)
-    one.learn([(volume, difference)], 1.0)
+    one.finish([(volume, difference)])
     chosen = one._chosen
     blur = Candidate("noise2filter", lambda seen, rows=None: seen)
     members = (chosen.candidate.denoise, lambda seen, rows=None: 2 * seen)

@@ -400,13 +400,10 @@ class Views:
     def _mean_quality(self) -> dict[str, float]:
         """Return the last version's figures, mean over the slabs that have them."""
         names = ("resolution_px", "frc_mean", "split_noise")
+        # In the slabs' order: a sum depends on it, and threads do not keep it.
+        rows = [row for _, row in sorted(self._interpreter.rows.items())]
         known = {
-            name: [
-                row[name]
-                for row in self._interpreter.rows.values()
-                if row[name] is not None
-            ]
-            for name in names
+            name: [row[name] for row in rows if row[name] is not None] for name in names
         }
         return {
             name: float(np.mean(values)) for name, values in known.items() if values

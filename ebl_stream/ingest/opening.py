@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import os
@@ -93,6 +94,9 @@ def _limit_attempts(access: h5py.h5p.PropFAID, **options: Any) -> None:
 _LIBRARY = ctypes.CDLL(h5py.h5p.__file__)  # with the HDF5 that h5py uses
 _DRIVER = "ebl_stream"
 h5py.register_driver(_DRIVER, _limit_attempts)
+# At the end of a process HDF5 lets go of what is still open. Of a `PaddedFile` it calls
+# Python, so that must come while there is one.
+atexit.register(ctypes.PyDLL(h5py.h5p.__file__).H5close)
 
 
 def _require_same(file: h5py.File, number: int, path: Path) -> None:

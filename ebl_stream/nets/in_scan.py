@@ -67,6 +67,8 @@ class Start:
     architecture: Architecture
     name: str = ""
     """Of the model in the zoo; empty: random weights."""
+    sees_whole: bool = False
+    """Whether it was made for the whole volume; else for one half of it."""
     label: str = "warm"
     """What it is called where the guard names it."""
     origin: dict[str, Any] = field(default_factory=dict)
@@ -211,7 +213,9 @@ class InScan:
     def denoise(self, volume: Slab, half_difference: Slab | None) -> Denoised:
         """Denoise a slab, ``[z, y, x]``, 1/px; as it is where nobody does it better.
 
-        Voxels that are not finite, or of which nothing finite was made, stay.
+        What a net makes of either half is averaged, as it has learned from halves;
+        without A - B it sees the whole, at once and almost as well. Voxels that are
+        not finite, or of which nothing finite was made, stay.
         """
         chosen = self._chosen
         if chosen is not None and chosen.candidate.name != RAW:
@@ -229,31 +233,46 @@ class InScan:
     def _denoise(
         self, chosen: Chosen, volume: Slab, half_difference: Slab | None
     ) -> Denoised:
-        seen = chosen.scale.to_net(volume)
-        made = chosen.scale.to_volume(chosen.candidate.denoise(seen, None))
+        seen, halves = chosen.scale.to_net(volume), None
+        who, start = chosen.candidate, self._start
+        if half_difference is None or start is None or start.sees_whole:
+            made = who.denoise(seen, None)
+        else:
+            difference = half_difference / np.float32(chosen.scale.gain)
+            halves = (
+                who.denoise(seen + difference, None),
+                who.denoise(seen - difference, None),
+            )
+            made = (halves[0] + halves[1]) * np.float32(0.5)
+        made = chosen.scale.to_volume(made)
         clean = np.where(np.isfinite(made) & np.isfinite(volume), made, volume)
-        who = chosen.candidate
         known = Denoised(clean, by=who.name, weights=who.weights, steps=who.steps)
         if half_difference is None:
             return known
-        return replace(known, **self._errors(chosen, seen, half_difference))
+        return replace(known, **self._errors(chosen, seen, half_difference, halves))
 
     def _errors(
-        self, chosen: Chosen, seen: Slab, half_difference: Slab
+        self,
+        chosen: Chosen,
+        seen: Slab,
+        half_difference: Slab,
+        halves: tuple[Slab, Slab] | None,
     ) -> dict[str, Any]:
         """Return what the methods of `ebl_stream.nets.uncertainty` say, in 1/px."""
         gain = chosen.scale.gain
         difference = half_difference / np.float32(gain)
-        every = max(1, len(seen) // JUDGED_SLICES)
-        some = range(0, len(seen), every)
+        some = range(0, len(seen), max(1, len(seen) // JUDGED_SLICES))
         split = Split(chosen.candidate.denoise)
-        errors: dict[str, Any] = {"split": gain * scalar(split(seen, difference, some))}
+        known = None if halves is None else split.of(*halves)
+        error = split(seen, difference, some) if known is None else known
+        errors: dict[str, Any] = {"split": gain * scalar(error)}
         best: Uncertainty = split
         if len(chosen.members) > 1 and chosen.candidate.weights:
-            best = Ensemble(chosen.members)
+            best, known = Ensemble(chosen.members), None
             errors["ensemble"] = gain * scalar(best(seen, difference, some))
         if self._map:
-            errors["map"] = np.float32(gain) * best(seen, difference)
+            error = best(seen, difference) if known is None else known
+            errors["map"] = np.float32(gain) * error
         return errors
 
     def report(self) -> dict[str, Any]:
@@ -378,7 +397,17 @@ class InScan:
                 standing.enter(candidate)
         self._choose(standing)
         self._begin_trainer(pairs)
+        if adapted is not None:
+            self._keep_or_forget(standing)
         return standing
+
+    def _keep_or_forget(self, standing: Standing) -> None:
+        """Go on from the start where what few projections taught is worse by now."""
+        start, warm, trainer = self._start, self._warm, self._trainer
+        assert start is not None and warm is not None and trainer is not None  # noqa: PT018, S101
+        if standing.losses["adapted"] > standing.losses[warm.name]:
+            self._members.clear()
+            trainer.begin_from(start.net)
 
     def _choose(self, standing: Standing) -> None:
         losses, members = dict(standing.losses), tuple(self._members)

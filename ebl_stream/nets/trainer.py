@@ -21,7 +21,7 @@ WARM_UP = 30
 LAST_RATE = 0.02
 """Share of the learning rate at the end of the budget."""
 
-IN_SCAN = 0.5
+IN_SCAN = 0.3
 """Share of the budget that is learned while projections come, the rest after them:
 early looks show few projections, and their streaks."""
 
@@ -67,10 +67,15 @@ class Trainer:
         self._rng = np.random.default_rng(seed)
         self._device = device()
         self._autocast = has_bfloat16()
+        self.begin_from(net)
+
+    def begin_from(self, net: nn.Module) -> None:
+        """Go on from other weights; what was learned before is forgotten."""
+        self._fresh = 0
         self._net = copy.deepcopy(net).train().requires_grad_(True)
         self._net.to(self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._average = copy.deepcopy(self._net).eval().requires_grad_(False)
-        self._adam = torch.optim.Adam(self._net.parameters(), rate)
+        self._adam = torch.optim.Adam(self._net.parameters(), self._rate)
 
     @property
     def average(self) -> nn.Module:
@@ -94,7 +99,8 @@ class Trainer:
         loss.backward()
         self._adam.step()
         self.steps += 1
-        keep = min(MEMORY, self.steps / (self.steps + 9))
+        self._fresh += 1
+        keep = min(MEMORY, self._fresh / (self._fresh + 9))
         with torch.no_grad():
             for mean, new in zip(
                 self._average.parameters(), self._net.parameters(), strict=True
@@ -106,7 +112,7 @@ class Trainer:
         # Until then there is more to come, which must find a net that still learns.
         done = (self.steps / self._budget - IN_SCAN) / (1 - IN_SCAN)
         done = min(max(done, 0.0), 1.0)
-        rise = min(1.0, (self.steps + 1) / WARM_UP)
+        rise = min(1.0, (self._fresh + 1) / WARM_UP)
         fall = 0.5 * (1 + math.cos(math.pi * done))
         return rise * (LAST_RATE + (1 - LAST_RATE) * fall)
 

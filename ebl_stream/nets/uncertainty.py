@@ -21,10 +21,10 @@ from ebl_stream.numerics.quality import INSIDE, inside_circle
 
 Seen = NDArray[np.float32]
 
-SPLIT_SCALE = 1.0
+SPLIT_SCALE = 2.1
 """True error over the split's, on phantoms; see ``benchmarks/denoise.py``."""
 
-ENSEMBLE_SCALE = 1.0
+ENSEMBLE_SCALE = 18.0
 """True error over the ensemble's, on phantoms."""
 
 
@@ -59,7 +59,11 @@ class Split:
     ) -> Seen:
         """Return the error of slices; see `Uncertainty`."""
         one = self._denoise(seen + difference, rows)
-        other = self._denoise(seen - difference, rows)
+        return self.of(one, self._denoise(seen - difference, rows))
+
+    @staticmethod
+    def of(one: Seen, other: Seen) -> Seen:
+        """Return the error of slices that were made of either half."""
         return np.float32(SPLIT_SCALE / 2) * np.abs(one - other)
 
 

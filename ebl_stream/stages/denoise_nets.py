@@ -141,5 +141,6 @@ def _start(model: str, kind: str, label: str = "warm") -> Start:
         found.card.architecture,
         name=found.card.name,
         label=label,
+        sees_whole=kind == "tomogan",
         origin={"trained_on": found.card.data, "licence": found.card.licence},
     )
