@@ -26,6 +26,7 @@ LONGEST = (
 )
 """Files that begin first, or one process would be alone with them at the end."""
 
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     place = {name: k for k, name in enumerate(LONGEST)}

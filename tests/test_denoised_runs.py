@@ -81,6 +81,12 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def assert_same_volume(one: Outcome, other: Outcome) -> None:
+    """Up to rounding: a live run adds its projections in blocks of other sizes."""
+    volume = other.array()
+    np.testing.assert_allclose(one.array(), volume, atol=1e-4 * volume.std())
+
+
 LEARNED = (
     "denoised_by",
     "denoised_weights",
@@ -129,7 +135,8 @@ def test_a_slab_before_the_end_names_weights_of_the_scan(
     monkeypatch.setattr(in_scan, "MOST_PASSES", 10**6)
     monkeypatch.setattr(in_scan, "IN_SCAN", 1.0)  # so few steps are soon too few
     room = {"noise2inverse": {"model": None, "steps": 240, "rate": 1e-2}}
-    outcome = run(tmp_path, *scan, refresh=SLABS, denoise=room)
+    refresh = SLABS | {"every": 0.5, "interpret_every": 1}
+    outcome = run(tmp_path, *scan, refresh=refresh, denoise=room)
     told = outcome.metadata["denoise"]
     early = [row for row in rows_of(outcome) if row["coverage"] < 0.6]
     named = [row for row in early if row["denoised_by"]]
@@ -203,7 +210,7 @@ def test_a_live_run_learns_to_its_budget(
     live = run(tmp_path, *scan, refresh=SLABS, denoise=ROOM, is_behind=lambda: False)
     assert live.metadata["denoise"]["steps_taken"] == STEPS
     assert live.metadata["denoise"]["by"] != "fbp"
-    np.testing.assert_array_equal(live.array(), plain.array())
+    assert_same_volume(live, plain)
 
 
 def test_a_run_that_others_wait_for_is_not_held_up(tmp_path: Path, scan: Any) -> None:
@@ -232,7 +239,7 @@ def test_a_trainer_that_dies_harms_no_scan(
     monkeypatch.setattr(Trainer, "step", die)
     outcome = run(tmp_path, *scan, refresh=SLABS, denoise=ROOM, is_behind=is_behind)
     assert outcome.result.state == "complete"
-    np.testing.assert_array_equal(outcome.array(), plain.array())
+    assert_same_volume(outcome, plain)
     told = outcome.metadata["denoise"]
     assert told["failed"].startswith(type(fault).__name__)
     assert told["by"] == "noise2filter"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ebl_stream.nets.architecture import Architecture
+
+Frozen: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""A net that stays as it is: ``[batch, depth, y, x]`` to ``[batch, 1, y, x]``; from
+any thread."""
 
 TILE = 1024
 """Sides of the tiles that larger slices are cut into, px."""
@@ -53,13 +58,21 @@ class Applied:
     precise : bool
         Float32 even where bfloat16 is faster. With bfloat16 the last layer, and what
         comes out, stay float32.
+    frozen : callable, optional
+        Computes instead of ``net``, see `ebl_stream.nets.frozen`.
     """
 
     def __init__(
-        self, net: nn.Module, architecture: Architecture, *, precise: bool = False
+        self,
+        net: nn.Module,
+        architecture: Architecture,
+        *,
+        precise: bool = False,
+        frozen: Frozen | None = None,
     ) -> None:
         one_thread()
         self.architecture = architecture
+        self._frozen = frozen
         self._dtype = torch.float32
         work = copy.deepcopy(net).eval().requires_grad_(False)
         if has_bfloat16() and not precise:
@@ -119,6 +132,8 @@ class Applied:
         pad = (0, -n_x % step, 0, -n_y % step)
         if any(pad):
             x = functional.pad(x, pad, mode="replicate")
+        if self._frozen is not None:
+            return torch.from_numpy(self._frozen(x.numpy()))[:, 0, :n_y, :n_x]
         x = x.to(self._device, self._dtype, memory_format=torch.channels_last)
         return self._net(x)[:, 0, :n_y, :n_x].float().cpu()
 

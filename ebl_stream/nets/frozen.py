@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
@@ -20,13 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ebl_stream.nets.apply import has_bfloat16, one_thread
+from ebl_stream.nets.apply import Frozen, has_bfloat16, one_thread
 from ebl_stream.nets.zoo import Model
 
 log = logging.getLogger(__name__)
-
-Frozen: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""``[batch, depth, y, x]`` to ``[batch, 1, y, x]``; from any thread."""
 
 Precision: TypeAlias = Literal["bf16", "f32"]
 

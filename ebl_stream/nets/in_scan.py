@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ebl_stream.nets.apply import Applied
+from ebl_stream.nets.apply import Applied, Frozen
 from ebl_stream.nets.architecture import Architecture
 from ebl_stream.nets.guard import RAW, Candidate, Denoise, Standing, linear, rounded
 from ebl_stream.nets.learner import Denoised, Excerpt, IsBehind, Slab
@@ -67,6 +67,8 @@ class Start:
     architecture: Architecture
     name: str = ""
     """Of the model in the zoo; empty: random weights."""
+    frozen: Frozen | None = None
+    """The same net where it runs faster, as long as its weights stay."""
     sees_whole: bool = False
     """Whether it was made for the whole volume; else for one half of it."""
     label: str = "warm"
@@ -238,7 +240,7 @@ class InScan:
         if half_difference is None or start is None or start.sees_whole:
             made = who.denoise(seen, None)
         else:
-            difference = half_difference / np.float32(chosen.scale.gain)
+            difference = _over(half_difference, chosen.scale.gain)
             halves = (
                 who.denoise(seen + difference, None),
                 who.denoise(seen - difference, None),
@@ -260,7 +262,7 @@ class InScan:
     ) -> dict[str, Any]:
         """Return what the methods of `ebl_stream.nets.uncertainty` say, in 1/px."""
         gain = chosen.scale.gain
-        difference = half_difference / np.float32(gain)
+        difference = _over(half_difference, gain)
         some = range(0, len(seen), max(1, len(seen) // JUDGED_SLICES))
         split = Split(chosen.candidate.denoise)
         known = None if halves is None else split.of(*halves)
@@ -415,8 +417,13 @@ class InScan:
 
     def _as_candidate(self, name: str, net: nn.Module, steps: int) -> Candidate:
         assert self._start is not None  # noqa: S101  (there is a net)
-        applied = Applied(net, self._start.architecture)
+        frozen = self._start.frozen if net is self._start.net else None
+        applied = Applied(net, self._start.architecture, frozen=frozen)
         return Candidate(name, applied, weights_hash(net), steps)
+
+
+def _over(values: Slab, gain: float) -> Slab:
+    return np.divide(values, np.float32(gain), dtype=np.float32)
 
 
 def random_start(seed: int) -> Start:

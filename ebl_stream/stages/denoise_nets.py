@@ -128,6 +128,7 @@ class Noise2Inverse:
 @lru_cache(4)
 def _start(model: str, kind: str, label: str = "warm") -> Start:
     """Load a model of the kind that a stage takes: once, its file may go then."""
+    from ebl_stream.nets import frozen
     from ebl_stream.nets.in_scan import Start
     from ebl_stream.nets.zoo import load
 
@@ -136,11 +137,13 @@ def _start(model: str, kind: str, label: str = "warm") -> Start:
         raise InputError(
             f"denoise: {found.card.name} is a model for {found.card.kind}, not {kind}"
         )
+    stays = kind == "tomogan"
     return Start(
         found.net,
         found.card.architecture,
         name=found.card.name,
         label=label,
-        sees_whole=kind == "tomogan",
+        frozen=frozen.freeze(found) if stays and frozen.is_available() else None,
+        sees_whole=stays,
         origin={"trained_on": found.card.data, "licence": found.card.licence},
     )
