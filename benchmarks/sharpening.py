@@ -9,63 +9,36 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from denoise_runs import Outcome, scan_phantom
 from matplotlib import pyplot as plt
 
-from ebl_stream import profile_file as profiles
-from ebl_stream.engine.grids import Grids
-from ebl_stream.engine.projections import ProjectionSum
-from ebl_stream.engine.references import ReferenceFrames
-from ebl_stream.engine.rooms import Rooms
-from ebl_stream.engine.window import Window
-from ebl_stream.frames import Frame, Kind
-from ebl_stream.simulation.detector import DetectorModel
 from ebl_stream.simulation.phantom import Foam, golden_angles
 
-N_COLUMNS, N_ROWS, N_ANGLES = 256, 32, 400
+N_COLUMNS, N_ROWS, N_ANGLES, I0 = 256, 16, 400, 2000
 SHOWN = (20, 60, 160, 400)
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "sharpening.png"
 
 
-def looks() -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Return (angles, slice, noise map) at the shown numbers of projections."""
-    foam = Foam(N_COLUMNS, N_ROWS)
-    detector = DetectorModel(N_ROWS, N_COLUMNS)
-    theta = golden_angles(N_ANGLES)
-    raw = detector.projections(foam.project(theta))
-    profile = profiles.load("demo")
-    rooms = Rooms.furnish(profile)
-    center = (N_COLUMNS - 1) / 2
-    grids = Grids(rooms.reconstruct, (N_ROWS, N_COLUMNS), N_ROWS, center)
-    total = ProjectionSum(rooms, Window(2**30), grids)
-    references = ReferenceFrames()
-    for k in range(20):
-        references.add(Kind.FLAT, k, detector.flats(1, first=k)[0])
-        references.add(Kind.DARK, k, detector.darks(1, first=k)[0])
-    total.references = references.measured((N_ROWS, N_COLUMNS))
-    seen = []
-    for k in range(N_ANGLES):
-        total.put(Frame(k, Kind.PROJECTION, theta[k], raw[k]))
-        if k + 1 in SHOWN:
-            total.settle()
-            ((volume, difference),) = total.look(without_rings=True)
-            seen.append((k + 1, volume[N_ROWS // 2], difference[N_ROWS // 2]))
-    grids.close()
-    return seen
+def looks() -> list[tuple[int, Outcome]]:
+    """Return what was published at the shown numbers of projections."""
+    foam, theta = Foam(N_COLUMNS, N_ROWS), golden_angles(N_ANGLES)
+    return [
+        (n, scan_phantom(foam, theta[:n], I0, "noise2inverse", seed=1)) for n in SHOWN
+    ]
 
 
 def draw() -> None:
-    """Draw slices above their noise maps."""
+    """Draw slices above what is made of them."""
     mpl.use("Agg")
     seen = looks()
-    low, high = np.percentile(seen[-1][1], [0.5, 99.8])
+    low, high = np.percentile(seen[-1][1].denoised, [0.5, 99.8])
     figure, axes = plt.subplots(2, len(seen), figsize=(10, 5.2), facecolor="white")
-    for (n, volume, difference), (top, bottom) in zip(seen, axes.T, strict=True):
-        top.imshow(volume, cmap="gray", vmin=low, vmax=high)
+    for (n, run), (top, bottom) in zip(seen, axes.T, strict=True):
+        top.imshow(run.recon[N_ROWS // 2], cmap="gray", vmin=low, vmax=high)
         top.set_title(f"{n} of {N_ANGLES} projections", fontsize=10)
-        half = (high - low) / 2
-        bottom.imshow(difference, cmap="gray", vmin=-half, vmax=half)
-    axes[0, 0].set_ylabel("volume, A + B")
-    axes[1, 0].set_ylabel("its noise, A − B")  # noqa: RUF001  (a minus sign)
+        bottom.imshow(run.denoised[N_ROWS // 2], cmap="gray", vmin=low, vmax=high)
+    axes[0, 0].set_ylabel("as reconstructed")
+    axes[1, 0].set_ylabel("denoised")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     figure.tight_layout()

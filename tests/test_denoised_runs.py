@@ -23,6 +23,7 @@ from ebl_stream.nets.trainer import Trainer, weights_hash
 from ebl_stream.publish.output import RunOutput
 from ebl_stream.simulation.phantom import Foam, golden_angles
 from ebl_stream.stages import denoise_nets
+from ebl_stream.stages.segment import MultiOtsu
 from tests.learners import tiny_start
 from tests.noisy import error
 from tests.sessions import Outcome, counts, run
@@ -188,17 +189,29 @@ def test_each_slab_carries_the_version_it_was_made_from(denoised: Outcome) -> No
     assert arrays["denoised"] == arrays["recon"]
 
 
-def test_labels_lie_where_their_slabs_do(tmp_path: Path, scan: Any) -> None:
+def test_labels_lie_where_their_slabs_do(
+    tmp_path: Path, scan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever is looked at first, and before the end where but some slabs are."""
+    shapes: set[tuple[Any, Any]] = set()
+    segment = MultiOtsu.__call__
+
+    def noted(self: MultiOtsu, volume: Any, denoised: Any) -> Any:
+        shapes.add((volume.shape, denoised.shape))
+        return segment(self, volume, denoised)
+
+    monkeypatch.setattr(MultiOtsu, "__call__", noted)
     refresh = SLABS | {"interpret_every": 2}
     for room in (None, "wiener"):
-        rooms = {"denoise": room, "segment": "multi_otsu"}
-        sorted_ = run(tmp_path, *scan, refresh=refresh, **rooms)
-        first = run(
-            tmp_path, *scan, refresh=refresh | {"first_rows": [21, 23]}, **rooms
-        )
-        assert len(np.unique(sorted_.array("labels"))) > 1
-        np.testing.assert_array_equal(first.array("labels"), sorted_.array("labels"))
+        labels = [
+            run(tmp_path, *scan, refresh=each, denoise=room, segment="multi_otsu")
+            for each in (refresh, refresh | {"first_rows": [21, 23]})
+        ]
+        one, other = (each.array("labels") for each in labels)
+        assert len(np.unique(one)) > 1
+        np.testing.assert_array_equal(one, other)
+    assert len(shapes) > 1  # of all slabs, and of some
+    assert all(volume == denoised for volume, denoised in shapes)
 
 
 # --- live ---------------------------------------------------------------------------

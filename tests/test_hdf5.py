@@ -248,7 +248,11 @@ from ebl_stream.ingest.hdf5 import open_hdf5
 is_open = threading.Event()
 
 def hold():
-    file = open_hdf5(Path(sys.argv[1]))
+    try:
+        kept = open_hdf5(Path(sys.argv[1]))
+    except OSError as error:
+        kept = error
+    print(type(kept).__name__)
     is_open.set()
     threading.Event().wait()
 
@@ -257,11 +261,13 @@ assert is_open.wait(60)
 """
 
 
-def test_a_process_that_ends_amid_a_truncated_file_does_not_crash(root):
+@pytest.mark.parametrize(("end", "kept"), [(-100, "File"), (60, "OSError")])
+def test_a_process_that_ends_amid_a_truncated_file_does_not_crash(root, end, kept):
     whole = write(root / "whole.h5").read_bytes()
-    (root / "cut.h5").write_bytes(whole[:-100])
+    (root / "cut.h5").write_bytes(whole[:end])
     command = [sys.executable, "-c", STILL_OPEN, str(root / "cut.h5")]
-    assert subprocess.run(command).returncode == 0
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{kept}\n"), done.stderr
 
 
 def test_a_frame_is_read_again_by_its_reference(root):

@@ -6,6 +6,7 @@ import atexit
 import ctypes
 import fcntl
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,18 @@ def _open(path: Path, size: int) -> h5py.File:
         options = {"driver": _DRIVER, "libver": "latest", "swmr": True}
         return h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES, **options)
     if size < superblock.stored_end:
-        return h5py.File(PaddedFile(path, superblock.stored_end), "r")
+        return _open_padded(path, superblock.stored_end)
     return h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES)
+
+
+def _open_padded(path: Path, size: int) -> h5py.File:
+    try:
+        file = h5py.File(PaddedFile(path, size), "r")
+    except OSError as error:
+        # Frames of h5py keep what HDF5 calls Python for when it lets go of it.
+        raise
+    _PADDED.add(file)
+    return file
 
 
 def _limit_attempts(access: h5py.h5p.PropFAID, **options: Any) -> None:
@@ -94,9 +105,15 @@ def _limit_attempts(access: h5py.h5p.PropFAID, **options: Any) -> None:
 _LIBRARY = ctypes.CDLL(h5py.h5p.__file__)  # with the HDF5 that h5py uses
 _DRIVER = "ebl_stream"
 h5py.register_driver(_DRIVER, _limit_attempts)
-# At the end of a process HDF5 lets go of what is still open. Of a `PaddedFile` it calls
-# Python, so that must come while there is one.
-atexit.register(ctypes.PyDLL(h5py.h5p.__file__).H5close)
+
+_PADDED: weakref.WeakSet[h5py.File] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_padded() -> None:
+    """Close what is still open: HDF5 would do so when Python is gone, and crash."""
+    for file in list(_PADDED):
+        file.close()
 
 
 def _require_same(file: h5py.File, number: int, path: Path) -> None:
