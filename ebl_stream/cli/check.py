@@ -169,13 +169,14 @@ def _check_disk(profile: Profile, size: Size, out: Path) -> Finding:
 def _check_memory(profile: Profile, size: Size) -> Iterator[Finding]:
     free = free_memory()
     stack = 2 * size.angles * size.rows * size.columns
-    ring = min(profile.window.max_bytes, stack)
+    ring, rooms = min(profile.window.max_bytes, stack), Rooms.furnish(profile)
     try:
         plan = plan_memory(
             (size.rows, size.columns),
             profile.refresh.slab_rows,
-            oversampling=Rooms.furnish(profile).reconstruct.oversampling,
-            interpret=bool(profile.denoise or profile.segment),
+            oversampling=rooms.reconstruct.oversampling,
+            interpret=bool(rooms.denoise or rooms.segment),
+            learns=rooms.learns,
             ring_bytes=ring,
             free=free,
             threads=n_threads(),

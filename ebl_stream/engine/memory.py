@@ -26,6 +26,13 @@ INTERPRET_BYTES = 20
 VOLUME_BYTES = 4
 """The volume itself, kept until it is written: bytes per voxel."""
 
+LEARN_BYTES = 2**30
+"""What learning from the scan takes, at most: excerpts of a look, on the nets' scale,
+and those that they take the place of."""
+
+LEARN_SHARE = 24
+"""The same of a small scan: bytes per voxel of the slabs that are learned from."""
+
 SLAB_BYTES = 24
 """What looking at one slab takes for a moment, on each thread: bytes per voxel."""
 
@@ -115,6 +122,7 @@ def plan_memory(
     *,
     oversampling: float,
     interpret: bool,
+    learns: bool = False,
     ring_bytes: int,
     free: int | None,
     threads: int,
@@ -131,6 +139,8 @@ def plan_memory(
         Wanted grid points per pixel.
     interpret : bool
         Whether the volume is to be denoised or segmented.
+    learns : bool
+        Whether a net learns from it.
     ring_bytes : int
         Raw frames that are kept in memory.
     free : int or None
@@ -146,6 +156,9 @@ def plan_memory(
     n_slabs = -(-shape[0] // slab_rows)
     wanted = (oversampling, interpret)
     fixed = ring_bytes + min(n_slabs, threads) * slab_rows * SLAB_BYTES * shape[1] ** 2
+    if learns:
+        learned = min(n_slabs, MONITORS) * slab_rows * shape[1] ** 2
+        fixed += min(LEARN_BYTES, LEARN_SHARE * learned)
     for plan in _rungs(shape[1], slab_rows, n_slabs, wanted, fixed, free):
         if free is None or plan.need_bytes <= SPARE * free:
             return plan

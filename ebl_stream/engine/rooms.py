@@ -139,6 +139,11 @@ class Rooms:
         return stage.begin(is_behind) if isinstance(stage, LearningStage) else None
 
     @property
+    def learns(self) -> bool:
+        """Whether the denoiser learns from the scan."""
+        return isinstance(self.denoise, LearningStage)
+
+    @property
     def maps_uncertainty(self) -> bool:
         """Whether an array says how far the denoised volume may be wrong."""
         stage = self.denoise

@@ -244,6 +244,7 @@ class Session:
             self._profile.refresh.slab_rows,
             oversampling=self._rooms.reconstruct.oversampling,
             interpret=bool(self._rooms.denoise or self._rooms.segment),
+            learns=self._rooms.learns,
             ring_bytes=waiting + (min(ring, stack) if promised else ring),
             free=free_memory(),
             threads=n_threads(),

@@ -25,12 +25,12 @@ from torch import nn
 
 from ebl_stream.nets.apply import Applied, Frozen
 from ebl_stream.nets.architecture import Architecture
+from ebl_stream.nets.chosen import Chosen
 from ebl_stream.nets.guard import RAW, Candidate, Denoise, Standing, linear, rounded
 from ebl_stream.nets.learner import Denoised, Excerpt, IsBehind, Slab
 from ebl_stream.nets.pairs import Pairs, excerpt_rows, excerpt_slabs
-from ebl_stream.nets.scale import Scale
 from ebl_stream.nets.trainer import IN_SCAN, Trainer, weights_hash
-from ebl_stream.nets.uncertainty import Ensemble, Split, Uncertainty, scalar
+from ebl_stream.nets.uncertainty import scalar
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,6 @@ MEMBERS = 3
 DEPTH = 5
 """Adjacent slices that a net of random weights sees."""
 
-JUDGED_SLICES = 8
-"""Slices of a slab that its uncertainty is made of, about."""
-
 NICENESS = 15
 """Of the thread that learns: everything else goes first."""
 
@@ -75,17 +72,6 @@ class Start:
     """What it is called where the guard names it."""
     origin: dict[str, Any] = field(default_factory=dict)
     """What it was trained on, for provenance."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Who denoises now, and why; replaced whole."""
-
-    candidate: Candidate
-    scale: Scale
-    losses: dict[str, float]
-    members: tuple[Denoise, ...] = ()
-    """States of the net from which the ensemble's spread is taken."""
 
 
 class InScan:
@@ -213,16 +199,11 @@ class InScan:
         return excerpt_rows(n_columns, n_rows, n_slabs)
 
     def denoise(self, volume: Slab, half_difference: Slab | None) -> Denoised:
-        """Denoise a slab, ``[z, y, x]``, 1/px; as it is where nobody does it better.
-
-        What a net makes of either half is averaged, as it has learned from halves;
-        without A - B it sees the whole, at once and almost as well. Voxels that are
-        not finite, or of which nothing finite was made, stay.
-        """
+        """Denoise a slab, ``[z, y, x]``, 1/px; as it is where nobody does it better."""
         chosen = self._chosen
         if chosen is not None and chosen.candidate.name != RAW:
             try:
-                return self._denoise(chosen, volume, half_difference)
+                return chosen(volume, half_difference, with_map=self._map)
             except Exception as error:
                 log.exception("denoising failed; the volume stays as it is")
                 self._failed = f"{type(error).__name__}: {error}"
@@ -231,51 +212,6 @@ class InScan:
             return known
         map_ = np.abs(half_difference) if self._map else None
         return replace(known, split=scalar(half_difference), map=map_)
-
-    def _denoise(
-        self, chosen: Chosen, volume: Slab, half_difference: Slab | None
-    ) -> Denoised:
-        seen, halves = chosen.scale.to_net(volume), None
-        who, start = chosen.candidate, self._start
-        if half_difference is None or start is None or start.sees_whole:
-            made = who.denoise(seen, None)
-        else:
-            difference = _over(half_difference, chosen.scale.gain)
-            halves = (
-                who.denoise(seen + difference, None),
-                who.denoise(seen - difference, None),
-            )
-            made = (halves[0] + halves[1]) * np.float32(0.5)
-        made = chosen.scale.to_volume(made)
-        clean = np.where(np.isfinite(made) & np.isfinite(volume), made, volume)
-        known = Denoised(clean, by=who.name, weights=who.weights, steps=who.steps)
-        if half_difference is None:
-            return known
-        return replace(known, **self._errors(chosen, seen, half_difference, halves))
-
-    def _errors(
-        self,
-        chosen: Chosen,
-        seen: Slab,
-        half_difference: Slab,
-        halves: tuple[Slab, Slab] | None,
-    ) -> dict[str, Any]:
-        """Return what the methods of `ebl_stream.nets.uncertainty` say, in 1/px."""
-        gain = chosen.scale.gain
-        difference = _over(half_difference, gain)
-        some = range(0, len(seen), max(1, len(seen) // JUDGED_SLICES))
-        split = Split(chosen.candidate.denoise)
-        known = None if halves is None else split.of(*halves)
-        error = split(seen, difference, some) if known is None else known
-        errors: dict[str, Any] = {"split": gain * scalar(error)}
-        best: Uncertainty = split
-        if len(chosen.members) > 1 and chosen.candidate.weights:
-            best, known = Ensemble(chosen.members), None
-            errors["ensemble"] = gain * scalar(best(seen, difference, some))
-        if self._map:
-            error = best(seen, difference) if known is None else known
-            errors["map"] = np.float32(gain) * error
-        return errors
 
     def report(self) -> dict[str, Any]:
         """Return what is published of it."""
@@ -413,17 +349,15 @@ class InScan:
 
     def _choose(self, standing: Standing) -> None:
         losses, members = dict(standing.losses), tuple(self._members)
-        self._chosen = Chosen(standing.best, standing.pairs.scale, losses, members)
+        by_half = self._start is not None and not self._start.sees_whole
+        scale = standing.pairs.scale
+        self._chosen = Chosen(standing.best, scale, losses, members, by_half=by_half)
 
     def _as_candidate(self, name: str, net: nn.Module, steps: int) -> Candidate:
         assert self._start is not None  # noqa: S101  (there is a net)
         frozen = self._start.frozen if net is self._start.net else None
         applied = Applied(net, self._start.architecture, frozen=frozen)
         return Candidate(name, applied, weights_hash(net), steps)
-
-
-def _over(values: Slab, gain: float) -> Slab:
-    return np.divide(values, np.float32(gain), dtype=np.float32)
 
 
 def random_start(seed: int) -> Start:
