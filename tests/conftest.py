@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,30 +27,10 @@ LONGEST = (
 """Files that begin first, or one process would be alone with them at the end."""
 
 
-_status = [0]
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     place = {name: k for k, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
-
-
-def pytest_sessionfinish(exitstatus: int) -> None:
-    """Keep what the tests came to."""
-    _status[0] = int(exitstatus)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure() -> None:
-    """End at once: HDF5 crashes a process that ran nearly all files.
-
-    It lets go of a property list of h5py's driver for file objects, which asks for
-    Python's lock, when Python is gone (`H5FD_fileobj_fapl_free` in `H5_term_library`).
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(_status[0])
 
 
 @pytest.fixture

@@ -89,8 +89,8 @@ def _open_padded(path: Path, size: int) -> h5py.File:
         file = h5py.File(PaddedFile(path, size), "r")
     except OSError as error:
         # Frames of h5py keep what HDF5 calls Python for when it lets go of it.
-        raise
-    _PADDED.add(file)
+        raise error.with_traceback(None) from None
+    _PADDED[id(file)] = file  # it may have no hash
     return file
 
 
@@ -106,13 +106,13 @@ _LIBRARY = ctypes.CDLL(h5py.h5p.__file__)  # with the HDF5 that h5py uses
 _DRIVER = "ebl_stream"
 h5py.register_driver(_DRIVER, _limit_attempts)
 
-_PADDED: weakref.WeakSet[h5py.File] = weakref.WeakSet()
+_PADDED: weakref.WeakValueDictionary[int, h5py.File] = weakref.WeakValueDictionary()
 
 
 @atexit.register
 def _close_padded() -> None:
     """Close what is still open: HDF5 would do so when Python is gone, and crash."""
-    for file in list(_PADDED):
+    for file in list(_PADDED.values()):
         file.close()
 
 
