@@ -137,7 +137,7 @@ def test_half_way_a_subscriber_has_seen_every_slab_sharpen(tmp_path: Path) -> No
             stage = RotationStage()
             model = DetectorModel(ROWS, COLUMNS)
             camera = TomoDetector(raw, stage, phantom, model, name="camera")
-        engine(tomo_scan(camera, stage, N, "golden", 5.0, 4, 4))
+        engine(tomo_scan(camera, stage, N, "golden", 3.0, 4, 4))
         final = door.wait(PATIENCE_S)
     finally:
         door.close()

@@ -228,7 +228,7 @@ def refused(path: Path, out: Path) -> str:
     assert not out.exists()
     message = str(caught.value)
     assert len(message.splitlines()) <= 2
-    assert message.count(str(path)) == 1
+    assert message.count(str(path.resolve())) == 1
     return message
 
 

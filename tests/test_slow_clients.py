@@ -223,6 +223,7 @@ def test_readers_that_take_nothing_or_little_are_cut_off(
     for _ in range(3):
         connect(server, stack, asked)
     slow = connect(server, stack, asked, 2**16)
+    assert until(lambda: n_sockets(server) > before)  # it has heard of them
     held = rss_mb(server)
     begun, taken = time.monotonic(), 0
     slow.settimeout(PATIENCE_S)
