@@ -12,6 +12,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from learners import tiny_start
+from noisy import error
+from sessions import Outcome, counts, run
+
 from ebl_stream import profile_file as profiles
 from ebl_stream.engine import viewer
 from ebl_stream.engine.interpret import MONITORS
@@ -24,9 +28,6 @@ from ebl_stream.publish.output import RunOutput
 from ebl_stream.simulation.phantom import Foam, golden_angles
 from ebl_stream.stages import denoise_nets
 from ebl_stream.stages.segment import MultiOtsu
-from tests.learners import tiny_start
-from tests.noisy import error
-from tests.sessions import Outcome, counts, run
 
 N, ROWS, VIEWS, STEPS = 32, 32, 60, 20
 CONTRAST = 0.08
@@ -305,3 +306,12 @@ def test_a_model_that_is_not_there_is_said_before_the_scan() -> None:
 def test_settings_that_make_no_sense(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Rooms.furnish(profiles.load("demo", {"denoise": {"noise2inverse": setting}}))
+
+
+def test_where_memory_is_short_nobody_learns(tmp_path: Path, scan: Any) -> None:
+    short = run(tmp_path, *scan, refresh=SLABS, denoise=ROOM, memory=1.7e6)
+    told = short.metadata
+    assert told["memory"]["rung"] >= 3
+    assert not told["memory"]["interpreted"]
+    assert (told["denoise"]["by"], told["denoise"]["steps_taken"]) == ("fbp", 0)
+    assert not short.output.path("denoised").exists()

@@ -12,6 +12,8 @@ from scipy import ndimage
 
 pytest.importorskip("torch")
 
+from noisy import error, noisy_foam, ramped
+
 from ebl_stream.nets import pairs as pairing
 from ebl_stream.nets.guard import (
     RAW_SHARE,
@@ -24,7 +26,6 @@ from ebl_stream.nets.guard import (
     split_loss,
 )
 from ebl_stream.nets.pairs import Pairs, excerpt_rows, excerpt_slabs
-from tests.noisy import error, noisy_foam, ramped
 
 NOISES = [0.0, 0.1, 1.0, 5.0, 30.0]
 

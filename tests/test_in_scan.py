@@ -16,14 +16,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-
-from ebl_stream.nets import in_scan
-from ebl_stream.nets.architecture import Architecture
-from ebl_stream.nets.guard import Standing
-from ebl_stream.nets.in_scan import InScan, Start
-from ebl_stream.nets.pairs import Pairs
-from ebl_stream.nets.trainer import IN_SCAN, Trainer, weights_hash
-from tests.learners import (
+from learners import (
     LONG,
     STEPS,
     Documents,
@@ -33,7 +26,14 @@ from tests.learners import (
     tiny_start,
     until,
 )
-from tests.noisy import error, noisy_foam
+from noisy import error, noisy_foam
+
+from ebl_stream.nets import in_scan
+from ebl_stream.nets.architecture import Architecture
+from ebl_stream.nets.guard import Standing
+from ebl_stream.nets.in_scan import InScan, Start
+from ebl_stream.nets.pairs import Pairs
+from ebl_stream.nets.trainer import IN_SCAN, Trainer, weights_hash
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ import pytest
 
 pytest.importorskip("torch")
 
+from learners import Documents, learner, steps_of
+from noisy import error, noisy_foam
+
 from ebl_stream.nets import in_scan
 from ebl_stream.nets.guard import Candidate
 from ebl_stream.nets.in_scan import InScan
 from ebl_stream.nets.trainer import Trainer
 from ebl_stream.numerics.quality import inside_circle
-from tests.learners import Documents, learner, steps_of
-from tests.noisy import error, noisy_foam
 
 
 @pytest.fixture(scope="module")

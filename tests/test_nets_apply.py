@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 import torch
+from noisy import noisy_foam
 
 from ebl_stream.nets import apply
 from ebl_stream.nets.apply import Applied
 from ebl_stream.nets.architecture import Architecture
 from ebl_stream.nets.scale import Scale
-from tests.noisy import noisy_foam
 
 SHAPES = [
     Architecture(kind="fast", depth=3, width=4),

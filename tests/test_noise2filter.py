@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from noisy import error, noisy_foam
 
 from ebl_stream.numerics import noise2filter
 from ebl_stream.numerics.noise2filter import NormalEquations, filter_slices
 from ebl_stream.numerics.quality import rings, soft_circle
 from ebl_stream.stages.denoise import Noise2Filter
-from tests.noisy import error, noisy_foam
 
 
 def asked(*slabs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

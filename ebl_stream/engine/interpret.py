@@ -75,12 +75,13 @@ class Interpreter:
         stamp: dict[str, Any],
         *,
         is_last: bool,
+        learns: bool,
     ) -> None:
         """Find the slabs' quality figures, and let the learner see some of them."""
         if not slabs:
             return
         grids.share(lens, DIFFERENCE)
-        shown = self._shown(grids)
+        shown = self._shown(grids) if learns else []
         excerpts: dict[int, tuple[Volume, Volume]] = {}
         lock = threading.Lock()
 

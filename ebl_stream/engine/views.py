@@ -304,11 +304,19 @@ class Views:
         slabs = [slab for slab in done if grids.has_halves(slab)]
         if not look.final:
             slabs = interpreter.monitors(grids, done, look.watched)
+        is_possible = look.interpret and whole is not None
         interpreter.judge(
-            grids, slabs, whole, look.lens, angular_coverage, stamp, is_last=look.final
+            grids,
+            slabs,
+            whole,
+            look.lens,
+            angular_coverage,
+            stamp,
+            is_last=look.final,
+            learns=is_possible,  # what nobody denoises, nobody learns from
         )
         due = look.final or self.version % self._profile.refresh.interpret_every == 0
-        if not (due and look.interpret and whole is not None and slabs):
+        if not (due and is_possible and slabs) or whole is None:
             return {}
         if rooms.denoise is None and rooms.segment is None:
             return {}
