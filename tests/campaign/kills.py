@@ -27,8 +27,6 @@ HIT = {
     "metadata.drafted": 3,
     "metadata.replaced": 3,
     "resume.queued": 9,
-    "tiled.versioned": 2,
-    "tiled.notified": 2,
 }
 """At which hit a point kills; the first one where nothing is said."""
 
