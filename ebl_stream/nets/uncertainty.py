@@ -24,7 +24,7 @@ Seen = NDArray[np.float32]
 SPLIT_SCALE = 2.1
 """True error over the split's, on phantoms; see ``benchmarks/denoise.py``."""
 
-ENSEMBLE_SCALE = 18.0
+ENSEMBLE_SCALE = 25.0
 """True error over the ensemble's, on phantoms."""
 
 
